@@ -76,7 +76,7 @@ def run_demo(
         labels = out / "labels" / "onset_heart_failure_365d.parquet"
         write_labels(labels, frame, manifest)
         for row in manifest["flow"]:
-            say(f"     {row['count']:>9,}  {row['step']}")
+            say(f"     {row['rows']:>9,} histories of {row['subjects']:>7,} subjects  {row['step']}")
         arms = out / "arms"
         say("3/5  pretraining without labels")
         with observed("pretrain") as observer:

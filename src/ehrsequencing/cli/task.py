@@ -15,10 +15,10 @@ app = typer.Typer(help="Cohorts and labels.", no_args_is_help=True, rich_markup_
 @app.command("list")
 def list_tasks() -> None:
     """Show the tasks that can be built."""
-    from ehrsequencing.tasks.cohorts import TASKS
+    from ehrsequencing.tasks.cohorts import TASK_PATTERNS
 
-    for pattern, description in TASKS.items():
-        say(f"{pattern:32} {description}")
+    for row in TASK_PATTERNS:
+        say(f"{row.pattern:28} {row.description}")
 
 
 @app.command("build")
@@ -39,5 +39,5 @@ def build(
     frame, manifest = build_labels(MedsDataset.open(meds), parse_task(task))
     write_labels(out, frame, manifest)
     for row in manifest["flow"]:
-        say(f"{row['count']:>12,}  {row['step']}")
+        say(f"{row['rows']:>10,} rows  {row['subjects']:>9,} subjects  {row['step']}")
     say(f"labels written to {out}")
