@@ -17,13 +17,15 @@ from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
-from ehrsequencing.evaluation.bootstrap import Estimate, evaluate, paired_difference
+from ehrsequencing.evaluation.bootstrap import Estimate, paired_difference, summarise_seeds
 from ehrsequencing.evaluation.calibration import calibration_curve
 from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points
 from ehrsequencing.evaluation.predict import load_classifier, predict, prediction_frame
 from ehrsequencing.io import atomic_path, hash_file, read_json, write_json
-from ehrsequencing.tracking.report import plain_words, write_report
+from ehrsequencing.tracking.report import write_report
+from ehrsequencing.tracking.report_data import read_report_data, write_report_data
 from ehrsequencing.training.finetune import binary_examples
+from ehrsequencing.training.runs import flow_section
 
 BASELINES = ("logistic_regression", "random_forest", "xgboost")
 METRIC_NAMES = ("auroc", "auprc", "f1", "brier", "ece")
@@ -31,17 +33,18 @@ METRIC_NAMES = ("auroc", "auprc", "f1", "brier", "ece")
 
 @dataclass
 class Arm:
-    """One model of the comparison: what it is and what it predicts."""
+    """One model of the comparison: what it is and what it predicts (per seed, float [examples])."""
 
     name: str
     kind: str
-    tuning: np.ndarray
-    held_out: np.ndarray
+    tuning: list[np.ndarray]
+    held_out: list[np.ndarray]
     seconds: float
     trainable_parameters: int | None = None
     notes: str = ""
+    features: int | None = None
+    grid: list[dict[str, Any]] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
-    seeds: int = 1
 
 
 @dataclass
@@ -113,10 +116,19 @@ def compare(
 def save_predictions(comparison: Comparison, folder: Path) -> None:
     """Write `held_out.parquet` and `tuning.parquet`: a row per example, a column per model."""
     for split in ("tuning", "held_out"):
-        columns = {arm.name: getattr(arm, split) for arm in comparison.arms}
+        columns = {
+            arm.name if len(arm.held_out) == 1 else f"{arm.name}/seed-{index}": probabilities
+            for arm in comparison.arms
+            for index, probabilities in enumerate(getattr(arm, split))
+        }
         frame = prediction_frame(comparison.examples[split], columns)
         with atomic_path(folder / f"{split}.parquet") as temporary:
             frame.write_parquet(temporary)
+
+
+def members(run: Path) -> list[Path]:
+    """The trainings of a run: itself, or one per seed under `arms/`."""
+    return sorted((run / "arms").glob("seed-*")) or [run]
 
 
 def _run_arm(
@@ -126,32 +138,40 @@ def _run_arm(
     examples: dict[str, Examples],
     progress: Callable[[str, int, int], None],
 ) -> Arm:
-    metadata = read_json(run / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
-    for key, mine in (("store_fingerprint", store.fingerprint), ("labels_hash", hash_file(labels))):
-        if metadata.get(key) != mine:
-            raise RunError(
-                f"{run} was trained with another {key.split('_')[0]}",
-                got=str(mine)[:16],
-                expected=str(metadata.get(key))[:16],
-                remedy="evaluate on the store and labels that the run was trained with",
+    predictions: dict[str, list[np.ndarray]] = {"tuning": [], "held_out": []}
+    seconds = inference = 0.0
+    for member in members(run):
+        metadata = read_json(member / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
+        for key, mine in (("store_fingerprint", store.fingerprint), ("labels_hash", hash_file(labels))):
+            if metadata.get(key) != mine:
+                raise RunError(
+                    f"{member} was trained with another {key.split('_')[0]}",
+                    got=mine[:16],
+                    expected=str(metadata.get(key))[:16],
+                    remedy="evaluate on the store and labels that the run was trained with",
+                )
+        model = load_classifier(member, store)
+        row = read_report_data(member).models[0]
+        started = time.monotonic()
+        for split, found in predictions.items():
+            found.append(
+                predict(
+                    model,
+                    store,
+                    split,
+                    examples[split],
+                    progress=lambda done, total, label=f"{row.model} {split}": progress(label, done, total),
+                )
             )
-    model = load_classifier(run, store)
-    summary = read_json(run / "summary.json")
-    name = next(iter(summary["metrics"]))
-    started = time.monotonic()
-    predictions = {
-        split: predict(
-            model, store, split, examples[split], progress=lambda done, total: progress(f"{name}", done, total)
-        )
-        for split in ("tuning", "held_out")
-    }
-    inference = time.monotonic() - started
+        inference += time.monotonic() - started
+        seconds += row.seconds or 0.0
+    histories = sum(len(found) for split in predictions.values() for found in split)
     return Arm(
-        name=name,
-        kind=str(metadata.get("method")),
-        seconds=float(read_json(run / "report_data.json")["models"][0]["seconds"]),
+        name=row.model,
+        kind=str(metadata["method"]),
+        seconds=seconds,
         trainable_parameters=metadata["parameters"]["trainable"],
-        notes=f"{1000 * inference / sum(len(p) for p in predictions.values()):.1f} ms per history at inference",
+        notes=f"{1000 * inference / histories:.1f} ms per history at inference",
         **predictions,
     )
 
@@ -186,11 +206,12 @@ def _baseline_arms(
             Arm(
                 name=name,
                 kind="baseline",
-                tuning=fitted.predict(matrices["tuning"]),
-                held_out=fitted.predict(matrices["held_out"]),
+                tuning=[fitted.predict(matrices["tuning"])],
+                held_out=[fitted.predict(matrices["held_out"])],
                 seconds=fitted.seconds,
+                features=fitted.features,
+                grid=fitted.tuning,
                 chosen=fitted.chosen,
-                notes=", ".join(f"{key} {value}" for key, value in fitted.chosen.items()),
             )
         )
     return arms
@@ -199,31 +220,22 @@ def _baseline_arms(
 def _judge(
     arm: Arm, examples: dict[str, Examples], task: str, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    threshold = f1_threshold(np.asarray(examples["tuning"].target) > 0.5, arm.tuning)
+    truth = np.asarray(examples["tuning"].target) > 0.5
     held = examples["held_out"]
-    found = evaluate(
+    found = summarise_seeds(
         np.asarray(held.target) > 0.5,
         arm.held_out,
         held.subject_id,
         metrics=METRIC_NAMES,
-        threshold=threshold,
+        thresholds=[f1_threshold(truth, probabilities) for probabilities in arm.tuning],
         resamples=resamples,
         seed=seed,
     )
-    return {f"{task}/{name}": _entry(estimate, arm.seeds) for name, estimate in found.items()}
+    return {f"{task}/{name}": _entry(estimate, "redrawn") for name, estimate in found.items()}
 
 
-def _entry(estimate: Estimate, seeds: int = 1) -> dict[str, Any]:
-    return {
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "n": estimate.n,
-        "positives": estimate.positives,
-        "subjects": estimate.subjects,
-        "seeds": seeds,
-        "higher_is_better": estimate.higher_is_better,
-    }
+def _entry(estimate: Estimate, *leave_out: str) -> dict[str, Any]:
+    return {key: value for key, value in estimate.to_dict().items() if key not in leave_out}
 
 
 def _difference(
@@ -238,7 +250,7 @@ def _difference(
         resamples=resamples,
         seed=seed,
     )
-    return {"a": a.name, "b": b.name, "metric": f"{task}/{metric}", **_entry(estimate)}
+    return {"a": a.name, "b": b.name, "metric": f"{task}/{metric}", **_entry(estimate, "seeds", "redrawn")}
 
 
 def _report_sections(
@@ -255,7 +267,7 @@ def _report_sections(
         "task": task,
         "models": [
             {
-                "name": arm.name,
+                "model": arm.name,
                 "kind": arm.kind,
                 "trainable_parameters": arm.trainable_parameters,
                 "seconds": arm.seconds,
@@ -264,10 +276,10 @@ def _report_sections(
             for arm in arms
         ],
         "differences": differences,
-        "roc": {arm.name: _points(roc_points(truth, arm.held_out)) for arm in arms},
-        "pr": {arm.name: _points(precision_recall_points(truth, arm.held_out)) for arm in arms},
-        "calibration": {arm.name: calibration_curve(truth, arm.held_out, bins=10) for arm in arms},
-        "cohort": manifest.get("flow", []),
+        "roc": {arm.name: _points(roc_points(truth, arm.held_out[0])) for arm in arms},
+        "pr": {arm.name: _points(precision_recall_points(truth, arm.held_out[0])) for arm in arms},
+        "calibration": {arm.name: calibration_curve(truth, arm.held_out[0], bins=10) for arm in arms},
+        "cohort": flow_section(manifest),
         "data": {
             f"{split} examples (positives, subjects)": (
                 f"{len(rows.index):,} ({int(np.asarray(rows.target).sum()):,}, "
@@ -275,7 +287,11 @@ def _report_sections(
             )
             for split, rows in examples.items()
         },
-        "baselines": {arm.name: arm.chosen for arm in arms if arm.kind == "baseline"},
+        "baselines": {
+            arm.name: {"features": arm.features, "grid": arm.grid, "chosen": arm.chosen}
+            for arm in arms
+            if arm.kind == "baseline"
+        },
     }
 
 
@@ -323,9 +339,8 @@ def evaluate_run(
         say=say,
         progress=progress,
     )
-    sections = read_json(run / "report_data.json")
-    sections.update(comparison.report)
-    sections["curves"] = {arm.name: learning_curve(path) for arm, path in zip(comparison.arms, [run, *others])}
+    sections = read_json(run / "report_data.json") | comparison.report
+    sections["curves"] = {arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)}
     sections["caveats"] = comparison_caveats(comparison)
     return finish_comparison(run, comparison, sections)
 
@@ -339,8 +354,7 @@ def finish_comparison(
     summary["metrics"] = {**comparison.metrics, **(more or {})}
     summary["differences"] = comparison.differences
     write_json(run / "summary.json", summary)
-    sections["plain_words"] = plain_words(summary, sections)
-    write_json(run / "report_data.json", sections)
+    write_report_data(run, sections)
     write_report(run)
     return summary
 

@@ -116,6 +116,12 @@ class BEHRTConfig:
         size = {"embedding_dim": 256, "hidden_dim": 512, "num_layers": 6, "num_heads": 8, "ffn_dim": 2048}
         return cls.from_dict({"vocab_size": vocab_size, **size, **overrides})
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the tensors that `forward` takes with this configuration."""
+        optional = {"kinds": self.num_kinds > 0, "times": self.time_embedding, "values": self.use_values}
+        return ("codes", "ages", "visit_ids", "mask", *(name for name, wanted in optional.items() if wanted))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)

@@ -18,17 +18,19 @@ from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, LabelError
-from ehrsequencing.io import hash_file, read_json, write_json
+from ehrsequencing.io import hash_file, read_json
 from ehrsequencing.models.behrt import BEHRTForSequenceClassification
 from ehrsequencing.models.folder import state_hash
 from ehrsequencing.models.lora import (
     apply_lora_to_behrt,
     count_parameters,
+    group_of,
     lora_state,
     merge_lora,
     parameter_report,
     save_lora_weights,
 )
+from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.loop import Trainer
 from ehrsequencing.training.plans import ClassificationPlan
@@ -36,8 +38,10 @@ from ehrsequencing.training.runs import (
     batch_source,
     config_hash,
     describe_store,
+    flow_section,
     model_config,
     open_run,
+    parameter_section,
     require_run,
     seed_everything,
     store_files,
@@ -99,7 +103,8 @@ def finetune(
             model = _build(config, base_folder, store)
         base_hash = state_hash(model) if base_folder is not None else "none"
         prevalence = float(np.mean(_targets(examples["train"])))
-        model.set_prior(math.log(prevalence / (1 - prevalence)))
+        # Predictions start at the prevalence, so no step is spent on learning it.
+        torch.nn.init.constant_(model.classifier.bias, math.log(prevalence / (1 - prevalence)))
         with warnings_to(observer, notes):
             model = _adapt(model, config)
         sources = {
@@ -148,7 +153,7 @@ def finetune(
         result = trainer.fit(resume=resume)
         model.to("cpu")
         report = parameter_report(model)
-        for name in report.get("trainable_without_gradient", []):
+        for name in report["no_gradient"]:
             notes.append(f"{name} was to train and received no gradient")
         if adapted:
             save_lora_weights(model, tracker.run_dir / "adapter")
@@ -169,21 +174,22 @@ def finetune(
                 for metric in ("auroc", "auprc")
             }
         }
-        write_json(
-            tracker.run_dir / "report_data.json",
+        write_report_data(
+            tracker.run_dir,
             {
                 "title": f"Fine-tuning ({config.method}) on {task}",
                 "models": [
                     {
-                        "name": name,
+                        "model": name,
                         "kind": config.method,
                         "trainable_parameters": parameters["trainable"],
+                        "total_parameters": parameters["total"],
                         "seconds": result.seconds,
                         "notes": f"best epoch {result.best_epoch} of {result.epochs}",
                     }
                 ],
-                "parameters": report,
-                "cohort": manifest.get("flow", []),
+                "parameters": {name: parameter_section(report)},
+                "cohort": flow_section(manifest),
                 "data": describe_store(store),
                 "caveats": [
                     "These figures are on tuning subjects, which also chose the best epoch; "
@@ -245,9 +251,8 @@ def _build(config: FinetuneConfig, base: Path | None, store: TokenStore) -> BEHR
 
 def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEHRTForSequenceClassification:
     if config.method == "probe":
-        head = set(model.head_parameter_names())
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in head)
+            parameter.requires_grad_(group_of(name) == "head")
         return model
     if config.method != "lora":
         return model

@@ -9,10 +9,11 @@ from ehrsequencing.config import PretrainConfig
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import DataError
-from ehrsequencing.io import read_json, write_json
+from ehrsequencing.io import read_json
 from ehrsequencing.models.behrt import BEHRTForMLM
 from ehrsequencing.models.folder import state_hash
 from ehrsequencing.models.lora import count_parameters, parameter_report
+from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.loop import FitResult, Trainer
 from ehrsequencing.training.plans import MLMPlan
@@ -22,6 +23,7 @@ from ehrsequencing.training.runs import (
     describe_store,
     model_config,
     open_run,
+    parameter_section,
     ratio_interval,
     require_run,
     seed_everything,
@@ -167,24 +169,24 @@ def _write_report_data(
     name: str,
 ) -> None:
     own = metrics[name]
-    write_json(
-        run / "report_data.json",
+    report = parameter_report(model)
+    write_report_data(
+        run,
         {
             "title": f"Pretraining of {name} with masked language modelling",
             "models": [
                 {
-                    "name": name,
+                    "model": name,
                     "kind": "pretrained",
-                    "trainable_parameters": count_parameters(model)["trainable"],
+                    "trainable_parameters": report["counts"]["trainable"],
+                    "total_parameters": report["counts"]["total"],
                     "seconds": result.seconds,
                     "notes": f"best epoch {result.best_epoch} of {result.epochs}",
-                }
+                },
+                *({"model": floor, "kind": "baseline"} for floor in metrics if floor != name),
             ],
-            "floors": [
-                {"name": name, **{k: own[f"mlm/mlm_{k}"]["value"] for k in ("loss", "accuracy", "top10")}},
-                *({"name": FLOOR_NAMES[floor], **value} for floor, value in floors.items()),
-            ],
-            "parameters": parameter_report(model),
+            "floors": [{"name": floor, **value} for floor, value in floors.items()],
+            "parameters": {name: parameter_section(report)},
             "data": describe_store(store),
             "caveats": [
                 f"Figures are on {own['mlm/mlm_loss']['n']} tuning subjects, which also chose the best epoch.",

@@ -37,7 +37,7 @@ def model_config(options: ModelOptions, vocab_size: int) -> BEHRTConfig:
         dropout=options.dropout,
         attention_dropout=options.attention_dropout,
         position=options.position,
-        num_kinds=len(KINDS) + 1 if options.kinds else 0,
+        num_kinds=len(KINDS) if options.kinds else 0,
         time_embedding=options.times,
         use_values=options.values,
         pooling=options.pooling,
@@ -116,6 +116,30 @@ def describe_store(store: TokenStore) -> dict[str, Any]:
         facts[f"{name} subjects"] = len(split)
         facts[f"{name} events, median per subject"] = median
     return facts
+
+
+def parameter_section(report: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """What is pretrained, learned from scratch, frozen and received a gradient, in numbers per part of the model."""
+    named = {
+        "pretrained": "pretrained",
+        "from_scratch": "scratch",
+        "frozen": "frozen",
+        "received_gradient": "gradient",
+    }
+    return {
+        title: {group: counts[key] for group, counts in report["groups"].items() if counts[key]}
+        for title, key in named.items()
+    }
+
+
+def flow_section(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The cohort's flow as the report wants it."""
+    if not manifest.get("flow"):
+        return None
+    return {
+        "unit": "histories",
+        "flow": [{"step": row["step"], "count": row["rows"]} for row in manifest["flow"]],
+    }
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, z: float = 1.96) -> dict[str, float]:
