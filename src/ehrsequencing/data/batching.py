@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -52,6 +52,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def inputs(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tensors that a model asks for, by the name of its argument."""
+        return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
