@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -53,15 +53,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def inputs(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The tensors that a model asks for, by the name of its argument."""
-        return {name: getattr(self, name) for name in names}
-
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: None if item is None else item.to(device) for name, item in tensors.items()}
         return Batch(**moved)
+
+    def inputs(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors, as keyword arguments of a model's `forward`."""
+        return {name: getattr(self, name) for name in names}
 
 
 def plan_batches(
@@ -198,7 +198,7 @@ class BatchSource:
         cell = example * width + 1 + position
 
         def grid(flat: np.ndarray, fill: float, dtype: type) -> np.ndarray:
-            full = np.full(count * width, fill, dtype=dtype)
+            full: np.ndarray = np.full(count * width, fill, dtype=dtype)
             full[cell] = flat
             return full.reshape(count, width)
 

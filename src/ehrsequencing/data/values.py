@@ -41,7 +41,7 @@ class ValueStatistics:
         n: Sequence[int],
         mean: Sequence[float],
         sd: Sequence[float],
-        grid: Sequence[Sequence[float]],
+        grid: Sequence[Sequence[float]] | Sequence[np.ndarray],
         edges: Sequence[Sequence[float]],
     ) -> None:
         self.codes, self.units = tuple(codes), tuple(units)
