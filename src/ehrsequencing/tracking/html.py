@@ -99,12 +99,14 @@ p.small,section.lead p.small{font-size:.9rem;color:var(--soft)}
 .note{color:var(--soft);font-size:.875rem;max-width:50rem}
 .charts+.note{margin-top:.9rem}
 .scroll{overflow-x:auto;margin:0 0 .9rem}
+.scroll:last-child{margin-bottom:0}
 .scroll:focus-visible{outline:2px solid var(--accent)}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;color:var(--soft);font-size:.875rem;padding-bottom:.45rem}
+caption{max-width:calc(100vw - 5rem);text-align:left;color:var(--soft);font-size:.875rem;padding-bottom:.45rem}
 th,td{padding:.5rem .75rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th:first-child,td:first-child{padding-left:0}
 tbody tr:last-child>*{border-bottom:0}
+th:first-child{position:sticky;left:0;background:var(--card);z-index:1}
 thead th{font-size:.8rem;font-weight:600;color:var(--soft);vertical-align:bottom;border-bottom-width:2px}
 tbody th{font-weight:500;min-width:8rem;overflow-wrap:anywhere}
 .num{text-align:right;white-space:nowrap}
@@ -113,7 +115,7 @@ tbody th{font-weight:500;min-width:8rem;overflow-wrap:anywhere}
 .best{font-weight:700;color:var(--good)}
 .best .ci{font-weight:400}
 table.strips td,table.strips th{vertical-align:middle}
-table.strips td:nth-child(2),table.strips th:nth-child(2){width:45%;min-width:11rem}
+table.strips td:nth-child(2),table.strips th:nth-child(2){width:42%;min-width:11rem}
 .strip{position:relative;display:block;height:1.35rem;background:var(--faint);border-radius:4px;overflow:hidden}
 .strip span{position:absolute;display:block}
 .strip .bar{top:calc(50% - 1.5px);height:3px;background:var(--c);border-radius:2px}
@@ -140,6 +142,7 @@ list-style:none}
 .legend svg{display:inline-block;width:26px;height:10px;margin-right:.4rem;vertical-align:middle}
 .c0{--c:var(--s0)}.c1{--c:var(--s1)}.c2{--c:var(--s2)}.c3{--c:var(--s3)}.c4{--c:var(--s4)}.c5{--c:var(--s5)}
 .heat{background:color-mix(in srgb,var(--accent) calc(var(--h)*55%),transparent)}
+.heat .ci{color:inherit}
 ul.plain{margin:0;padding-left:1.15rem;max-width:50rem}
 ul.plain li{margin-bottom:.4rem;overflow-wrap:anywhere}
 pre{margin:0;padding:.9rem 1rem;background:var(--faint);border-radius:6px;font-size:.82rem;line-height:1.55;
@@ -153,5 +156,12 @@ dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 footer{color:var(--soft);font-size:.82rem;padding-bottom:2.5rem}
 @media (max-width:40rem){section{padding:1.1rem;border-radius:8px}header{padding-top:1.5rem}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.5rem}body{font-size:15px}}
+@media (max-width:40rem){table.strips thead{display:none}
+.charts:not(.small) svg[role] text{font-size:15px}
+table.strips tr{display:flex;flex-wrap:wrap;gap:.25rem .75rem;padding:.55rem 0;border-bottom:1px solid var(--line)}
+table.strips tbody tr:last-child{border-bottom:0}
+table.strips td,table.strips th{border:0;padding:0}
+table.strips th{flex:1 1 8rem}
+table.strips td:nth-child(2){order:9;flex:1 0 100%;width:auto;min-width:0}}
 @media print{body{background:#fff}section{break-inside:avoid;border:0;padding:.5rem 0}nav{display:none}}
 """

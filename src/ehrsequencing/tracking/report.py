@@ -8,7 +8,7 @@ from typing import Any
 
 from ehrsequencing.errors import RunError
 from ehrsequencing.io import read_json, write_text
-from ehrsequencing.tracking import sections
+from ehrsequencing.tracking import figures, sections
 from ehrsequencing.tracking.html import Html, element, join, page
 from ehrsequencing.tracking.report_data import ReportData, read_report_data
 from ehrsequencing.tracking.summary import check_metrics, format_number
@@ -81,9 +81,9 @@ def _body(
         ("differences", "Paired differences", sections.differences(data.differences, names)),
         ("masked-codes", "Masked-code prediction", sections.masked_codes(metrics, data.floors, names)),
         ("models", "Models", sections.models(data.models)),
-        ("curves", "Learning curves", sections.curves(drawn, names)),
-        ("ranking", "Ranking", sections.ranking(data.roc, data.pr, metrics, names)),
-        ("calibration", "Calibration", sections.calibration(data.calibration, names)),
+        ("curves", "Learning curves", figures.curves(drawn, names)),
+        ("ranking", "Ranking", figures.ranking(data.roc, data.pr, metrics, names)),
+        ("calibration", "Calibration", figures.calibration(data.calibration, names)),
         ("confusion", "Confusion matrix", sections.confusion(data.confusion, names)),
         ("parameters", "What was trained", sections.parameters(data.parameters, names)),
         ("cohort", "Cohort", sections.cohort(data.cohort)),

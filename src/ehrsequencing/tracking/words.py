@@ -122,9 +122,10 @@ def plain_words(
         paragraphs += _precision(table[key], key)
     paragraphs += _masked_codes(metrics, [Floor.model_validate(floor) for floor in floors], names)
     if tasks:
-        paragraphs.append(
-            _seeds([entry for table in tasks.values() for row in table.values() for entry in row.values()])
-        )
+        shown = {split_key(key)[1] for table in tasks.values() for key in table}
+        meanings = dict.fromkeys(text for metric, text in MEANINGS.items() if metric in shown)
+        entries = [entry for table in tasks.values() for column in table.values() for entry in column.values()]
+        paragraphs.append(" ".join([*meanings, _seeds(entries)]))
     return paragraphs
 
 
