@@ -98,7 +98,11 @@ def run_pretraining(args: argparse.Namespace, store: Path, out: Path) -> None:
     """Full pretraining with masked language modelling."""
     with observed("pretrain") as observer:
         pretrain(
-            store, out, load_config(PretrainConfig, overrides=options(args)), overwrite=args.overwrite, observer=observer
+            store,
+            out,
+            load_config(PretrainConfig, overrides=options(args)),
+            overwrite=args.overwrite,
+            observer=observer,
         )
     say(f"pretrained: {write_report(out)}")
 

@@ -217,9 +217,7 @@ def _baseline_arms(
     return arms
 
 
-def _judge(
-    arm: Arm, examples: dict[str, Examples], task: str, resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:
+def _judge(arm: Arm, examples: dict[str, Examples], task: str, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
     truth = np.asarray(examples["tuning"].target) > 0.5
     held = examples["held_out"]
     found = summarise_seeds(
@@ -238,9 +236,7 @@ def _entry(estimate: Estimate, *leave_out: str) -> dict[str, Any]:
     return {key: value for key, value in estimate.to_dict().items() if key not in leave_out}
 
 
-def _difference(
-    a: Arm, b: Arm, metric: str, held: Examples, task: str, resamples: int, seed: int
-) -> dict[str, Any]:
+def _difference(a: Arm, b: Arm, metric: str, held: Examples, task: str, resamples: int, seed: int) -> dict[str, Any]:
     estimate = paired_difference(
         np.asarray(held.target) > 0.5,
         a.held_out,
@@ -282,8 +278,7 @@ def _report_sections(
         "cohort": flow_section(manifest),
         "data": {
             f"{split} examples (positives, subjects)": (
-                f"{len(rows.index):,} ({int(np.asarray(rows.target).sum()):,}, "
-                f"{len(np.unique(rows.subject_id)):,})"
+                f"{len(rows.index):,} ({int(np.asarray(rows.target).sum()):,}, {len(np.unique(rows.subject_id)):,})"
             )
             for split, rows in examples.items()
         },
@@ -340,7 +335,9 @@ def evaluate_run(
         progress=progress,
     )
     sections = read_json(run / "report_data.json") | comparison.report
-    sections["curves"] = {arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)}
+    sections["curves"] = {
+        arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)
+    }
     sections["caveats"] = comparison_caveats(comparison)
     return finish_comparison(run, comparison, sections)
 

@@ -32,7 +32,14 @@ _bars: list[Any] = []
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function (name, done, total) that draws one bar per name."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     bars = Progress(

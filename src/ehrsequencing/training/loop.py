@@ -222,4 +222,3 @@ class Trainer:
         state = load_checkpoint(self.tracker.checkpoint_dir / "best_model.pt")
         self.bare.load_state_dict(state["model"])
         self.bare.eval()
-

@@ -188,4 +188,3 @@ def require_run(run: Path) -> Path:
 def seed_everything(seed: int) -> None:
     """Seed the generator that initialisation and dropout draw from."""
     torch.manual_seed(seed)
-
