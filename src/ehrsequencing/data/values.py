@@ -18,9 +18,8 @@ GRID_POINTS = 101
 MAX_DISCRETE_BINS = 12
 MIN_BIN_SHARE = 0.01
 """A value needs this share of the events (and `min_count` events) to have a bin of its own."""
-_MOSTLY = 0.8
-_MAX_DISTINCT = 256
-_MAX_COMMON = 16
+_MOSTLY, _MAX_DISTINCT, _MAX_COMMON = 0.8, 256, 16
+"""Values are few when there are at most 12, or when at most 16 of at most 256 have a bin's share and 80 % in all."""
 
 
 class ValueStatistics:
@@ -220,8 +219,8 @@ def _bin_edges(
     total = int(counts.sum())
     enough = max(MIN_BIN_SHARE * total, min_count)
     common = counts >= enough
-    few = len(values) <= _MAX_DISTINCT and common.sum() <= _MAX_COMMON
-    if few and counts[common].sum() >= _MOSTLY * total:
+    countable = len(values) <= _MAX_DISTINCT and common.sum() <= _MAX_COMMON
+    if len(values) <= MAX_DISCRETE_BINS or (countable and counts[common].sum() >= _MOSTLY * total):
         return _merged_edges(values.tolist(), counts.tolist(), enough, max_discrete_bins)
     inner = np.unique(_quantiles(values, counts, np.arange(1, value_bins), value_bins))
     return [_short(edge) for edge in inner if edge < values[-1]]
