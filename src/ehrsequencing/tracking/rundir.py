@@ -45,9 +45,10 @@ def refuse_foreign(folder: Path) -> None:
     Raises:
         RunError: it is not.
     """
-    if folder.exists() and not (folder / "metadata.json").is_file():
-        if any(not _is_scratch(path) for path in folder.iterdir()):
-            raise RunError(f"{folder} is no run directory, so it is not overwritten", remedy="choose another name")
+    if not folder.exists() or (folder / "metadata.json").is_file():
+        return
+    if any(not _is_scratch(path) for path in folder.iterdir()):
+        raise RunError(f"{folder} is no run directory, so it is not overwritten", remedy="choose another name")
 
 
 def discard(folder: Path) -> None:
