@@ -19,7 +19,7 @@ from ehrsequencing.errors import ConfigError
 
 MAX_AGE = 119
 UNKNOWN_AGE = 120
-_LENGTH_JITTER = 0.05
+_LENGTH_JITTER = 0.02
 """Lengths are blurred by this share before sorting, so that neighbours in length change from epoch to epoch."""
 
 
