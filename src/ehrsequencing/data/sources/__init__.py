@@ -1,1 +1,102 @@
+"""Where records come from: one module per origin, found by name, imported when used."""
 
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.errors import ConfigError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One origin of records.
+
+    Attributes:
+        name: What the user types.
+        description: One line.
+        expected_input: What must lie at the given path; None when the source reads nothing.
+        loader: "module:function", called with the input (if any), the output folder, `overwrite`, `progress` and the
+            source's own options as keywords.
+    """
+
+    name: str
+    description: str
+    expected_input: str | None
+    loader: str
+
+    def load(self) -> Callable[..., Any]:
+        """Import the loader."""
+        module, function = self.loader.split(":")
+        loader: Callable[..., Any] = getattr(import_module(module), function)
+        return loader
+
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            "synthetic",
+            "Synthetic records of a documented disease model, or random codes as the negative control",
+            None,
+            "ehrsequencing.data.synthetic:synthesise",
+        ),
+        Source(
+            "uci-diabetes",
+            "Diabetes 130-US hospitals 1999-2008: 101,766 encounters of 71,518 patients, readmission labels",
+            "the publisher's zip (UCI repository, set 296), or a folder with diabetic_data.csv and IDs_mapping.csv",
+            "ehrsequencing.data.sources.uci_diabetes:load",
+        ),
+    )
+}
+
+
+def import_source(
+    kind: str,
+    src: str | Path | None,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> MedsDataset:
+    """Read raw records into a MEDS dataset.
+
+    Args:
+        kind: A key of `SOURCES`.
+        src: The raw records; None for a source that reads nothing.
+        out: Folder of the dataset; appears whole or not at all.
+        overwrite: Replace what lies at `out`.
+        progress: Called with (done, total).
+        options: The source's own options.
+
+    Raises:
+        ConfigError: unknown source or option, or an input where none is read (or the reverse).
+        DataError: the input is missing, malformed or implausible.
+        RunError: `out` exists.
+    """
+    if kind not in SOURCES:
+        raise ConfigError("unknown source", got=kind, expected=", ".join(SOURCES))
+    source = SOURCES[kind]
+    if (src is None) != (source.expected_input is None):
+        raise ConfigError(f"source {kind}", got=f"input {src}", expected=source.expected_input or "no input")
+    loader = source.load()
+    known = {
+        name
+        for name, parameter in inspect.signature(loader).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    } - {"overwrite", "progress"}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(
+            f"source {kind} has no option {', '.join(unknown)}", expected=", ".join(sorted(known)) or "no options"
+        )
+    inputs = () if src is None else (Path(src),)
+    loader(*inputs, Path(out), overwrite=overwrite, progress=progress, **options)
+    return MedsDataset.open(out)
