@@ -56,7 +56,9 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     def update(name: str, done: int, total: int, note: str = "") -> None:
         if name not in tasks:
             tasks[name] = bars.add_task(name, total=total, note=note)
-        bars.update(tasks[name], completed=done, total=total, **({"note": note} if note else {}))
+        bars.update(tasks[name], completed=done, total=total)
+        if note:
+            bars.update(tasks[name], note=note)
 
     with bars:
         _bars.append(bars)

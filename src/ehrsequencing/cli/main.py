@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as problem:
-        hint = f" (see `{problem.ctx.command_path} --help`)" if getattr(problem, "ctx", None) else ""
+        context = getattr(problem, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context else ""
         _fail(f"{problem.format_message()}{hint}", debug)
     except (KeyboardInterrupt, click.Abort):
         typer.echo("interrupted", err=True)

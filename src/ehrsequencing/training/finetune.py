@@ -263,7 +263,7 @@ def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEH
             UserWarning,
             stacklevel=2,
         )
-    return apply_lora_to_behrt(
+    apply_lora_to_behrt(
         model,
         rank=options.rank,
         alpha=options.alpha,
@@ -272,3 +272,4 @@ def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEH
         lora_feedforward=options.feedforward,
         train_embeddings=options.train_embeddings or not model.pretrained_parameters,
     )
+    return model
