@@ -1,1 +1,1 @@
-
+"""The command `ehrseq`: one module per verb, each importing what it needs when it runs."""

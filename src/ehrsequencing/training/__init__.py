@@ -1,1 +1,1 @@
-
+"""Training on Lightning Fabric: the loop, its plans, optimisation and durable checkpoints."""

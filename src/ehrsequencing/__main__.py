@@ -1,0 +1,5 @@
+"""`python -m ehrsequencing` is `ehrseq`."""
+
+from ehrsequencing.cli.main import main
+
+main()

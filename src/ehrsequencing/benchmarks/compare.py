@@ -1,0 +1,389 @@
+"""Trained runs beside baselines on the same held-out subjects, with intervals and paired differences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from ehrsequencing.baselines.features import CountFeatures
+from ehrsequencing.baselines.models import fit_baseline
+from ehrsequencing.data.labels import read_labels
+from ehrsequencing.data.schema import SPLITS
+from ehrsequencing.data.sequences import Examples
+from ehrsequencing.data.store import TokenStore
+from ehrsequencing.errors import ConfigError, RunError
+from ehrsequencing.evaluation.bootstrap import Estimate, paired_difference, summarise_seeds
+from ehrsequencing.evaluation.calibration import calibration_curve
+from ehrsequencing.evaluation.metrics import f1_threshold
+from ehrsequencing.evaluation.predict import load_classifier, predict, prediction_frame
+from ehrsequencing.io import atomic_path, hash_file, read_json, write_json
+from ehrsequencing.tracking.report import write_report
+from ehrsequencing.tracking.report_data import read_report_data, write_report_data
+from ehrsequencing.training.finetune import binary_examples
+from ehrsequencing.training.runs import flow_section
+
+BASELINES = ("logistic_regression", "random_forest", "xgboost")
+METRIC_NAMES = ("auroc", "auprc", "f1", "brier", "ece")
+
+
+@dataclass
+class Arm:
+    """One model of the comparison: what it is and what it predicts (per seed, float [examples])."""
+
+    name: str
+    kind: str
+    tuning: list[np.ndarray]
+    held_out: list[np.ndarray]
+    seconds: float
+    trainable_parameters: int | None = None
+    notes: str = ""
+    features: int | None = None
+    grid: list[dict[str, Any]] = field(default_factory=list)
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Comparison:
+    """All arms on the same examples."""
+
+    task: str
+    examples: dict[str, Examples]
+    arms: list[Arm]
+    metrics: dict[str, dict[str, dict[str, Any]]]
+    differences: list[dict[str, Any]]
+    report: dict[str, Any]
+
+
+def compare(
+    runs: Sequence[Path],
+    store_path: str | Path,
+    labels_path: str | Path,
+    *,
+    baselines: Sequence[str] = BASELINES,
+    reference: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    threads: int = 2,
+    say: Callable[[str], None] = lambda message: None,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Comparison:
+    """Judge runs and baselines on held-out subjects.
+
+    Args:
+        runs: Fine-tuning runs on this store and these labels.
+        store_path: Token store.
+        labels_path: Binary labels.
+        baselines: Names from `BASELINES`; each is fitted on train and chosen on tuning.
+        reference: Name of the arm to which the others are compared; the first run by default.
+        resamples: Bootstrap resamples over subjects.
+        seed: Of bootstrap and baselines.
+        threads: For the baselines.
+        say: Told what is being done.
+        progress: Told (name, done, total).
+
+    Raises:
+        RunError: a run was trained on another store or other labels.
+        LabelError: a split has no label or one class.
+    """
+    store = TokenStore.open(store_path)
+    labels, manifest = read_labels(labels_path)
+    examples = binary_examples(store, labels, str(labels_path), SPLITS)
+    task = str(manifest.get("task", Path(labels_path).stem))
+    arms = []
+    for run in runs:
+        say(f"predicting with {run}")
+        arms.append(_run_arm(run, store, Path(labels_path), examples, progress))
+    if baselines:
+        arms += _baseline_arms(store, examples, baselines, seed, threads, say, progress)
+    say(f"bootstrap over {len(np.unique(examples['held_out'].subject_id))} held-out subjects")
+    metrics = {arm.name: _judge(arm, examples, task, resamples, seed) for arm in arms}
+    against = next((arm for arm in arms if arm.name == reference), arms[0])
+    differences = [
+        _difference(against, arm, metric, examples["held_out"], task, resamples, seed)
+        for arm in arms
+        if arm is not against
+        for metric in ("auroc", "auprc", "brier")
+    ]
+    report = _report_sections(arms, examples, manifest, task, differences)
+    return Comparison(task, examples, arms, metrics, differences, report)
+
+
+def save_predictions(comparison: Comparison, folder: Path) -> None:
+    """Write `held_out.parquet` and `tuning.parquet`: a row per example, a column per model."""
+    for split in ("tuning", "held_out"):
+        columns = {
+            arm.name if len(arm.held_out) == 1 else f"{arm.name}/seed-{index}": probabilities
+            for arm in comparison.arms
+            for index, probabilities in enumerate(getattr(arm, split))
+        }
+        frame = prediction_frame(comparison.examples[split], columns)
+        with atomic_path(folder / f"{split}.parquet") as temporary:
+            frame.write_parquet(temporary)
+
+
+def members(run: Path) -> list[Path]:
+    """The trainings of a run: itself, or one per seed under `arms/`."""
+    return sorted((run / "arms").glob("seed-*")) or [run]
+
+
+def _run_arm(
+    run: Path,
+    store: TokenStore,
+    labels: Path,
+    examples: dict[str, Examples],
+    progress: Callable[[str, int, int], None],
+) -> Arm:
+    predictions: dict[str, list[np.ndarray]] = {"tuning": [], "held_out": []}
+    seconds = inference = 0.0
+    for member in members(run):
+        metadata = read_json(member / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
+        for key, mine in (("store_fingerprint", store.fingerprint), ("labels_hash", hash_file(labels))):
+            if metadata.get(key) != mine:
+                raise RunError(
+                    f"{member} was trained with another {key.split('_')[0]}",
+                    got=mine[:16],
+                    expected=str(metadata.get(key))[:16],
+                    remedy="evaluate on the store and labels that the run was trained with",
+                )
+        model = load_classifier(member, store)
+        row = read_report_data(member).models[0]
+        started = time.monotonic()
+        for split, found in predictions.items():
+            found.append(
+                predict(
+                    model,
+                    store,
+                    split,
+                    examples[split],
+                    progress=partial(progress, f"{row.model} {split}"),
+                )
+            )
+        inference += time.monotonic() - started
+        seconds += row.seconds or 0.0
+    histories = sum(len(found) for split in predictions.values() for found in split)
+    return Arm(
+        name=row.model,
+        kind=str(metadata["method"]),
+        seconds=seconds,
+        trainable_parameters=metadata["parameters"]["trainable"],
+        notes=f"{1000 * inference / histories:.1f} ms per history at inference",
+        tuning=predictions["tuning"],
+        held_out=predictions["held_out"],
+    )
+
+
+def _baseline_arms(
+    store: TokenStore,
+    examples: dict[str, Examples],
+    names: Sequence[str],
+    seed: int,
+    threads: int,
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
+) -> list[Arm]:
+    say("count features for the baselines")
+    features = CountFeatures.fit(store.split("train"), examples["train"], store.vocabulary, store.values)
+    matrices = {split: features.transform(store.split(split), examples[split]) for split in SPLITS}
+    targets = {split: np.asarray(examples[split].target) > 0.5 for split in SPLITS}
+    arms = []
+    for name in names:
+        say(f"fitting {name} on {matrices['train'].shape[1]:,} features")
+        fitted = fit_baseline(
+            name,
+            matrices["train"],
+            targets["train"],
+            matrices["tuning"],
+            targets["tuning"],
+            seed=seed,
+            threads=threads,
+            progress=partial(progress, name),
+        )
+        arms.append(
+            Arm(
+                name=name,
+                kind="baseline",
+                tuning=[fitted.predict(matrices["tuning"])],
+                held_out=[fitted.predict(matrices["held_out"])],
+                seconds=fitted.seconds,
+                features=fitted.features,
+                grid=fitted.tuning,
+                chosen=fitted.chosen,
+            )
+        )
+    return arms
+
+
+def _judge(arm: Arm, examples: dict[str, Examples], task: str, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    truth = np.asarray(examples["tuning"].target) > 0.5
+    held = examples["held_out"]
+    found = summarise_seeds(
+        np.asarray(held.target) > 0.5,
+        arm.held_out,
+        held.subject_id,
+        metrics=METRIC_NAMES,
+        thresholds=[f1_threshold(truth, probabilities) for probabilities in arm.tuning],
+        resamples=resamples,
+        seed=seed,
+    )
+    return {f"{task}/{name}": _entry(estimate, "redrawn") for name, estimate in found.items()}
+
+
+def _entry(estimate: Estimate, *leave_out: str) -> dict[str, Any]:
+    return {key: value for key, value in estimate.to_dict().items() if key not in leave_out}
+
+
+def _difference(a: Arm, b: Arm, metric: str, held: Examples, task: str, resamples: int, seed: int) -> dict[str, Any]:
+    estimate = paired_difference(
+        np.asarray(held.target) > 0.5,
+        a.held_out,
+        b.held_out,
+        held.subject_id,
+        metric=metric,
+        resamples=resamples,
+        seed=seed,
+    )
+    return {"a": a.name, "b": b.name, "metric": f"{task}/{metric}", **_entry(estimate, "seeds", "redrawn")}
+
+
+def _report_sections(
+    arms: list[Arm],
+    examples: dict[str, Examples],
+    manifest: dict[str, Any],
+    task: str,
+    differences: list[dict[str, Any]],
+) -> dict[str, Any]:
+    held = examples["held_out"]
+    truth = np.asarray(held.target) > 0.5
+    curves = {arm.name: _curves(truth, arm.held_out[0]) for arm in arms}
+    return {
+        "title": f"Held-out evaluation of {task}",
+        "models": [
+            {
+                "model": arm.name,
+                "kind": arm.kind,
+                "trainable_parameters": arm.trainable_parameters,
+                "seconds": arm.seconds,
+                "notes": arm.notes,
+            }
+            for arm in arms
+        ],
+        "differences": differences,
+        "roc": {name: found["roc"] for name, found in curves.items()},
+        "pr": {name: found["pr"] for name, found in curves.items()},
+        "calibration": {arm.name: calibration_curve(truth, arm.held_out[0], bins=10) for arm in arms},
+        "cohort": flow_section(manifest),
+        "data": {
+            f"{split} examples (positives, subjects)": (
+                f"{len(rows.index):,} ({int(np.asarray(rows.target).sum()):,}, {len(np.unique(rows.subject_id)):,})"
+            )
+            for split, rows in examples.items()
+        },
+        "baselines": {
+            arm.name: {"features": arm.features, "grid": arm.grid, "chosen": arm.chosen}
+            for arm in arms
+            if arm.kind == "baseline"
+        },
+    }
+
+
+def _curves(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, dict[str, list[float]]]:
+    """ROC and precision-recall curves, thinned to what a page can show."""
+    false_positive, true_positive, _ = roc_curve(truth, probabilities)
+    precision, recall, _ = precision_recall_curve(truth, probabilities)
+    return {"roc": _points(false_positive, true_positive), "pr": _points(recall[::-1], precision[::-1])}
+
+
+def _points(x: np.ndarray, y: np.ndarray, most: int = 200) -> dict[str, list[float]]:
+    keep = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
+    return {"x": [float(v) for v in x[keep]], "y": [float(v) for v in y[keep]]}
+
+
+def evaluate_run(
+    run: str | Path,
+    store_path: str | Path,
+    labels_path: str | Path | None = None,
+    *,
+    others: Sequence[Path] = (),
+    baselines: Sequence[str] = BASELINES,
+    resamples: int = 1000,
+    seed: int = 0,
+    threads: int = 2,
+    say: Callable[[str], None] = lambda message: None,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> dict[str, Any]:
+    """Judge a run beside others and baselines; write summary, predictions and report into the run.
+
+    Returns:
+        The run's summary with held-out metrics of every model.
+    """
+    run = Path(run)
+    metadata = read_json(run / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
+    if metadata.get("kind") != "finetune":
+        raise RunError(
+            f"{run} is not a fine-tuning run", got=metadata.get("kind"), remedy="run `ehrseq finetune` on it first"
+        )
+    unknown = [name for name in baselines if name not in BASELINES]
+    if unknown:
+        raise ConfigError(f"unknown baseline {unknown[0]}", expected=", ".join(BASELINES) + " or none")
+    comparison = compare(
+        [run, *others],
+        store_path,
+        labels_path or metadata["labels"],
+        baselines=baselines,
+        resamples=resamples,
+        seed=seed,
+        threads=threads,
+        say=say,
+        progress=progress,
+    )
+    sections = read_json(run / "report_data.json") | comparison.report
+    sections["curves"] = {
+        arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)
+    }
+    sections["caveats"] = comparison_caveats(comparison)
+    return finish_comparison(run, comparison, sections)
+
+
+def finish_comparison(
+    run: Path, comparison: Comparison, sections: dict[str, Any], more: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write predictions, `summary.json`, `report_data.json` and `report.html` of a comparison into `run`."""
+    save_predictions(comparison, run / "predictions")
+    summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
+    summary["metrics"] = {**comparison.metrics, **(more or {})}
+    summary["differences"] = comparison.differences
+    write_json(run / "summary.json", summary)
+    write_report_data(run, sections)
+    write_report(run)
+    return summary
+
+
+def learning_curve(run: Path) -> dict[str, list[list[float]]]:
+    """Loss curves of a run, as the report wants them."""
+    history = read_json(run / "logs" / "metrics_history.json")
+    return {
+        name: [[row["epoch"], row["value"]] for row in history.get(name, [])]
+        for name in ("train_loss", "val_loss", "val_auroc")
+        if name in history
+    }
+
+
+def comparison_caveats(comparison: Comparison) -> list[str]:
+    """What a sceptical reader should know of this table."""
+    held = comparison.examples["held_out"]
+    positives = int(np.asarray(held.target).sum())
+    return [
+        f"Held-out: {len(held.index):,} histories of {len(np.unique(held.subject_id)):,} subjects, "
+        f"{positives:,} of them positive; no model was fitted, tuned or stopped on them.",
+        "Intervals resample subjects, not histories; they cover the draw of subjects and not the seed of training, "
+        "unless several seeds are stated.",
+        "F1 uses the threshold that is best on tuning. Baselines see the same history as the models: counts, recency, "
+        "last values and trends, demographics and utilisation.",
+    ]

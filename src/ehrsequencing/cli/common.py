@@ -1,0 +1,101 @@
+"""Options and progress shared by the verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of options.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="One option as key=value, for example optim.lr=3e-4; repeatable.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output path.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Take up a killed run at its last checkpoint.")]
+
+
+def say(message: str) -> None:
+    """Print one line for the user, above any progress bar."""
+    if _bars:
+        _bars[-1].console.print(message, markup=False, highlight=False, soft_wrap=True)
+    else:
+        typer.echo(message)
+
+
+_bars: list[Any] = []
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function (name, done, total) that draws one bar per name."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+    tasks: dict[str, Any] = {}
+
+    def update(name: str, done: int, total: int, note: str = "") -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=total, note=note)
+        bars.update(tasks[name], completed=done, total=total)
+        if note:
+            bars.update(tasks[name], note=note)
+
+    with bars:
+        _bars.append(bars)
+        try:
+            yield update
+        finally:
+            _bars.pop()
+
+
+@contextmanager
+def observed(label: str) -> Iterator[Any]:
+    """Yield an observer that draws a training's progress."""
+    from ehrsequencing.training.callbacks import Observer
+
+    with progress_bars() as update:
+
+        class Bar(Observer):
+            def start(self, name: str, epochs: int) -> None:
+                self.epochs = epochs
+
+            def step(self, epoch: int, batch: int, batches: int, loss: float) -> None:
+                update(label, epoch * batches + batch + 1, self.epochs * batches, f"loss {loss:.3f}")  # type: ignore[call-arg]
+
+            def epoch(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
+                shown = "  ".join(
+                    f"{name} {metrics[name]:.4f}"
+                    for name in ("train_loss", "val_loss", "val_accuracy", "val_auroc")
+                    if name in metrics
+                )
+                say(f"{label}  epoch {epoch}  {shown}{'  best' if best else ''}")
+
+            def say(self, message: str) -> None:
+                say(message)
+
+        yield Bar()
+
+
+def percent(value: float) -> str:
+    """`0.154` as `15.4 %`."""
+    return f"{100 * value:.1f} %"

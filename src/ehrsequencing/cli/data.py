@@ -1,0 +1,95 @@
+"""`ehrseq synth`, `ehrseq import` and `ehrseq prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ehrsequencing.cli.common import Overwrite, progress_bars, say
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder of the MEDS dataset to write.")],
+    subjects: Annotated[int, typer.Option("--subjects", min=1, help="Number of subjects.")] = 5000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed; seeds share no subject.")] = 0,
+    mode: Annotated[str, typer.Option("--mode", help="realistic, or random (the negative control).")] = "realistic",
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; all cores by default.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write synthetic records as a MEDS dataset."""
+    from ehrsequencing.data.dataset import MedsDataset
+    from ehrsequencing.data.synthetic import synthesise
+    from ehrsequencing.errors import ConfigError
+
+    if mode not in ("realistic", "random"):
+        raise ConfigError("--mode", got=mode, expected="realistic or random")
+    with progress_bars() as update:
+        synthesise(
+            out,
+            subjects=subjects,
+            seed=seed,
+            mode=mode,  # type: ignore[arg-type]
+            workers=workers,
+            overwrite=overwrite,
+            progress=lambda done, total: update("synthetic subjects", done, total),
+        )
+    _summary(MedsDataset.open(out).manifest)
+    say(f"MEDS dataset written to {out}")
+
+
+def import_(
+    kind: Annotated[str, typer.Argument(help="Source, for example uci-diabetes.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of the publisher.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the MEDS dataset to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn raw files into a MEDS dataset."""
+    from ehrsequencing.data.dataset import MedsDataset
+    from ehrsequencing.data.sources import import_source
+
+    with progress_bars() as update:
+        import_source(
+            kind, source, out, overwrite=overwrite, progress=lambda done, total: update(f"import {kind}", done, total)
+        )
+    _summary(MedsDataset.open(out).manifest)
+    say(f"MEDS dataset written to {out}")
+
+
+def prepare(
+    meds: Annotated[Path, typer.Argument(help="MEDS dataset.")],
+    store: Annotated[Path, typer.Argument(help="Folder of the token store to write.")],
+    min_count: Annotated[int, typer.Option("--min-count", min=1, help="Rarer codes (in train) become UNK.")] = 5,
+    value_bins: Annotated[int, typer.Option("--value-bins", min=2, help="Quantile tokens per numeric code.")] = 5,
+    vocabulary: Annotated[
+        Path | None, typer.Option("--vocabulary", help="Model folder or store whose vocabulary to use.")
+    ] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Append this dataset's new codes to --vocabulary.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a MEDS dataset into a token store."""
+    from ehrsequencing.data.prepare import prepare as run
+
+    with progress_bars() as update:
+        made = run(
+            meds,
+            store,
+            min_count=min_count,
+            value_bins=value_bins,
+            vocabulary_from=vocabulary,
+            extend_vocabulary=extend,
+            overwrite=overwrite,
+            progress=lambda done, total: update("prepare", done, total),
+        )
+    for split in ("train", "tuning", "held_out"):
+        part = made.split(split)
+        say(f"{split}: {len(part):,} subjects, {int(part.offsets[-1]):,} events")
+    say(f"vocabulary: {len(made.vocabulary):,} tokens; token store written to {store}")
+
+
+def _summary(manifest: dict) -> None:
+    for key, value in manifest.get("counts", {}).items():
+        say(f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}")
+    for note in manifest.get("notes", []):
+        say(f"note: {note}")

@@ -1,0 +1,60 @@
+"""`ehrseq evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ehrsequencing.cli.common import progress_bars, say
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Fine-tuning run; the report is written here.")],
+    store: Annotated[Path, typer.Argument(help="Token store it was trained on.")],
+    labels: Annotated[Path | None, typer.Argument(help="Labels; the run's own by default.")] = None,
+    others: Annotated[list[Path] | None, typer.Option("--with", help="Another run to judge beside it.")] = None,
+    baselines: Annotated[
+        str, typer.Option("--baselines", help="Comma-separated, or none.")
+    ] = "logistic_regression,random_forest,xgboost",
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Bootstrap resamples.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of bootstrap and baselines.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="For the baselines.")] = 2,
+) -> None:
+    """Judge runs and baselines on held-out subjects, with 95 % intervals."""
+    from ehrsequencing.benchmarks.compare import evaluate_run
+
+    names = [] if baselines == "none" else [name.strip() for name in baselines.split(",") if name.strip()]
+    with progress_bars() as update:
+        summary = evaluate_run(
+            run,
+            store,
+            labels,
+            others=others or [],
+            baselines=names,
+            resamples=resamples,
+            seed=seed,
+            threads=threads,
+            say=say,
+            progress=update,
+        )
+    print_table(summary["metrics"])
+    say(f"report: {run / 'report.html'}")
+
+
+def print_table(metrics: dict) -> None:
+    """Models by metrics, each with its interval."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    shown = [name for name in columns if name.rsplit("/", 1)[-1] in ("auroc", "auprc", "brier", "ece")]
+    table = Table("model", *(name.rsplit("/", 1)[-1] for name in shown))
+    for model, values in metrics.items():
+        cells = []
+        for name in shown:
+            entry = values.get(name)
+            cells.append("" if entry is None else f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]")
+        table.add_row(model, *cells)
+    Console().print(table)

@@ -1,0 +1,216 @@
+"""Every run's configuration: pydantic models, TOML in, the resolved TOML beside the outputs.
+
+Precedence, lowest first: defaults, `--config FILE.toml`, `--set key=value`, a flag of the command line. All problems
+of a configuration are reported at once, and an unknown key is one of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ehrsequencing.errors import ConfigError
+from ehrsequencing.io import write_text
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class ModelOptions(_Strict):
+    """Architecture of a BEHRT; `None` keeps the size's own value."""
+
+    size: Literal["small", "medium", "large"] = "small"
+    max_length: int = Field(512, ge=8, le=512)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    position: Literal["learned", "sinusoidal"] = "learned"
+    kinds: bool = True
+    times: bool = True
+    values: bool = False
+    pooling: Literal["cls", "mean", "attention"] = "attention"
+
+
+class OptimOptions(_Strict):
+    """AdamW with linear warm-up and cosine decay; weight decay on matrices only."""
+
+    lr: float = Field(1e-3, gt=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    min_lr_share: float = Field(0.05, ge=0, le=1)
+    clip: float = Field(1.0, gt=0)
+
+
+class LoopOptions(_Strict):
+    """Length, batches, device and durability of a training."""
+
+    epochs: int = Field(10, ge=1)
+    patience: int = Field(3, ge=1)
+    token_budget: int = Field(8192, ge=64)
+    max_examples: int = Field(256, ge=1)
+    checkpoint_seconds: float = Field(60.0, ge=0)
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    threads: int = Field(0, ge=0)
+
+
+class PretrainConfig(_Strict):
+    """`ehrseq pretrain`."""
+
+    objective: Literal["mlm"] = "mlm"
+    mask_rate: float = Field(0.15, gt=0, lt=1)
+    model: ModelOptions = Field(default_factory=ModelOptions)
+    optim: OptimOptions = Field(default_factory=OptimOptions)
+    loop: LoopOptions = Field(default_factory=LoopOptions)
+
+
+class LoraOptions(_Strict):
+    """Adapters of `--method lora`."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    attention: bool = True
+    feedforward: bool = False
+    train_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _adapts_something(self) -> LoraOptions:
+        if not (self.attention or self.feedforward):
+            raise ValueError("attention and feedforward are both off, so LoRA would adapt nothing")
+        return self
+
+
+class FinetuneConfig(_Strict):
+    """`ehrseq finetune`."""
+
+    method: Literal["lora", "full", "probe", "scratch"] = "lora"
+    lora: LoraOptions = Field(default_factory=LoraOptions)
+    model: ModelOptions = Field(default_factory=ModelOptions)
+    optim: OptimOptions = Field(default_factory=OptimOptions)
+    loop: LoopOptions = Field(default_factory=LoopOptions)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=_Strict)
+
+
+def _parse(value: str) -> Any:
+    """Read a `--set` value as TOML would, and as a plain string where TOML would not.
+
+    >>> _parse("3"), _parse("1e-4"), _parse("true"), _parse("small")
+    (3, 0.0001, True, 'small')
+    """
+    try:
+        return tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def _insert(tree: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        child = tree.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: '{part}' is a value and has no keys of its own")
+        tree = child
+    tree[last] = value
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += _keys(inner, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def load_config(
+    kind: type[AnyConfig],
+    file: str | Path | None = None,
+    sets: Iterable[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> AnyConfig:
+    """Assemble a configuration.
+
+    Args:
+        kind: The pydantic model of the run.
+        file: TOML file, or None.
+        sets: Strings `key=value` with dotted keys, for example `optim.lr=3e-4`.
+        overrides: Dotted keys to values from flags; None values are flags that were not given.
+        base: Values that stand below the file, for example an earlier run's choices.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or any value is wrong: all problems in one message.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in (base or {}).items():
+        _insert(tree, key, value)
+    if file is not None:
+        for key, value in _flatten(_read_toml(Path(file))).items():
+            _insert(tree, key, value)
+    for item in sets:
+        key, sign, value = item.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--set {item!r} is not of the form key=value", remedy="for example --set optim.lr=3e-4")
+        _insert(tree, key.strip(), _parse(value.strip()))
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _insert(tree, key, value)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as problem:
+        known = _keys(kind)
+        found = []
+        for error in problem.errors():
+            key = ".".join(str(part) for part in error["loc"])
+            if error["type"] == "extra_forbidden":
+                close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                found.append(f"unknown key '{key}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
+            else:
+                found.append(f"{key or kind.__name__}: {error['msg']}, got {error['input']!r}")
+        raise ConfigError(
+            f"{len(found)} problem{'s' if len(found) > 1 else ''} in the configuration: " + " | ".join(found),
+            remedy="see docs/configuration.md for every key",
+        ) from None
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} is missing", remedy="check the path of --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"configuration file {path} is not valid TOML", got=str(problem)) from None
+
+
+def write_config(path: str | Path, config: BaseModel) -> None:
+    """Write the resolved configuration as TOML, atomically."""
+    write_text(path, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+
+
+def read_config(kind: type[AnyConfig], path: str | Path) -> AnyConfig:
+    """Read a resolved configuration back."""
+    return load_config(kind, path)

@@ -1,0 +1,248 @@
+"""Batches by length under a token budget: a pure function of store, seed, epoch and index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from ehrsequencing.data.schema import MICROSECONDS_PER_DAY
+from ehrsequencing.data.sequences import Examples, truncated
+from ehrsequencing.data.store import SplitStore
+from ehrsequencing.data.values import ValueStatistics
+from ehrsequencing.data.vocabulary import CLS, PAD
+from ehrsequencing.errors import ConfigError
+
+MAX_AGE = 119
+UNKNOWN_AGE = 120
+_LENGTH_JITTER = 0.02
+"""Lengths are blurred by this share before sorting, so that neighbours in length change from epoch to epoch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples of up to L tokens. Column 0 is CLS; padding is at the end.
+
+    Attributes:
+        codes: Long [B, L], token ids; PAD in padding.
+        ages: Long [B, L], whole years 0..119, 120 unknown; CLS has the age at the last event.
+        visit_ids: Long [B, L]; 0 for CLS and static rows, the visits kept are 1, 2, ...
+        mask: Bool [B, L], True at real tokens, CLS included.
+        kinds: Long [B, L], index into `KINDS` plus 1; 0 for CLS and padding.
+        times: Float [B, L], days before the prediction time, 0 or more; 0 for CLS, static rows and padding.
+        values: Float [B, L], share of train values at most this one, in [0, 1]; NaN without a value.
+        subject_ids, example_ids: Long [B]; the example is its position in `Examples`.
+        targets: Float [B], or None.
+    """
+
+    codes: torch.Tensor
+    ages: torch.Tensor
+    visit_ids: torch.Tensor
+    mask: torch.Tensor
+    kinds: torch.Tensor
+    times: torch.Tensor
+    values: torch.Tensor
+    subject_ids: torch.Tensor
+    example_ids: torch.Tensor
+    targets: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: None if item is None else item.to(device) for name, item in tensors.items()}
+        return Batch(**moved)
+
+    def inputs(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors, as keyword arguments of a model's `forward`."""
+        return {name: getattr(self, name) for name in names}
+
+
+def plan_batches(
+    lengths: np.ndarray,
+    token_budget: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    max_examples: int | None = None,
+) -> list[np.ndarray]:
+    """Which examples go together: similar lengths, padded tokens within the budget, every example exactly once.
+
+    Args:
+        lengths: int64 [n], tokens per example.
+        token_budget: Tokens at most in a padded batch.
+        seed, epoch: Decide the order where `shuffle` is set; nothing else does.
+        shuffle: Blur lengths a little and shuffle the batches; else ascending lengths, ties in order of position.
+        max_examples: Examples at most in a batch.
+
+    Returns:
+        Positions, int64, per batch.
+
+    Raises:
+        ConfigError: the longest example does not fit the budget.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if not len(lengths):
+        return []
+    if lengths.max() > token_budget:
+        raise ConfigError(
+            "token_budget is smaller than the longest history", got=token_budget, expected=f"at least {lengths.max()}",
+            remedy="raise token_budget or lower max_length",
+        )  # fmt: skip
+    if max_examples is not None and max_examples < 1:
+        raise ConfigError("max_examples must be positive", got=max_examples, expected="1 or more")
+    random = np.random.default_rng([seed, epoch])
+    blur = 1 + _LENGTH_JITTER * (2 * random.random(len(lengths)) - 1) if shuffle else 1.0
+    order = np.argsort(lengths * blur, kind="stable")
+    ordered = lengths[order]
+    batches, start = [], 0
+    while start < len(order):
+        most = int(token_budget // ordered[start]) if ordered[start] else len(order)
+        window = ordered[start : start + min(most, max_examples or most)]
+        padded = np.maximum.accumulate(window) * np.arange(1, len(window) + 1)
+        count = int(np.searchsorted(padded, token_budget, side="right"))
+        batches.append(order[start : start + count])
+        start += count
+    if shuffle:
+        batches = [batches[index] for index in np.argsort(random.random(len(batches)), kind="stable")]
+    return batches
+
+
+class BatchSource:
+    """Builds the batches of one split.
+
+    Batch i of an epoch depends on the store, the examples and the arguments alone, so a run resumes anywhere without
+    saved state.
+    """
+
+    def __init__(
+        self,
+        split: SplitStore,
+        examples: Examples,
+        values: ValueStatistics,
+        *,
+        max_length: int = 512,
+        token_budget: int = 8192,
+        seed: int = 0,
+        max_examples: int = 256,
+    ) -> None:
+        """Args:
+            split: Where the events are.
+            examples: Which histories.
+            values: The store's value statistics.
+            max_length: Tokens at most per example, CLS included.
+            token_budget: Tokens at most per padded batch.
+            seed: Order of the batches.
+            max_examples: Examples at most per batch.
+
+        Raises:
+            ConfigError: `max_length` below 2, or `token_budget` below the longest example.
+        """
+        if max_length < 2:
+            raise ConfigError("max_length leaves no room beside CLS", got=max_length, expected="2 or more")
+        self.split, self.examples, self.values = split, examples, values
+        self.token_budget, self.seed, self.max_examples = token_budget, seed, max_examples
+        self._windows = truncated(split, examples.index, examples.until, max_length - 1)
+        self.lengths = 1 + self._windows.lengths
+        """Tokens per example, CLS included; int64 [n]."""
+        # A few plans are kept: an epoch asks for its own again with every batch.
+        self._plan = lru_cache(maxsize=4)(self._make_plan)
+        self._plan(0, True)
+
+    def _make_plan(self, epoch: int, shuffle: bool) -> list[np.ndarray]:
+        return plan_batches(
+            self.lengths, self.token_budget,
+            seed=self.seed, epoch=epoch, shuffle=shuffle, max_examples=self.max_examples,
+        )  # fmt: skip
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches of an epoch; it varies a little between epochs."""
+        return len(self._plan(epoch, True))
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch `index` of an epoch; ConfigError when there is none."""
+        plan = self._plan(epoch, True)
+        if not 0 <= index < len(plan):
+            raise ConfigError(f"epoch {epoch} has no batch {index}", got=index, expected=f"0 to {len(plan) - 1}")
+        return self.build(plan[index])
+
+    def fixed(self) -> Iterator[Batch]:
+        """Every example once, shortest first, the same in every run."""
+        for chosen in self._plan(0, False):
+            yield self.build(chosen)
+
+    def padding_share(self, epoch: int) -> float:
+        """Share of an epoch's tokens that is padding."""
+        padded = sum(len(chosen) * int(self.lengths[chosen].max()) for chosen in self._plan(epoch, True))
+        return 1.0 - int(self.lengths.sum()) / padded if padded else 0.0
+
+    def build(self, chosen: np.ndarray) -> Batch:
+        """The batch of these examples, int64 [B] positions in `examples`, in this order."""
+        split, windows, count = self.split, self._windows, len(chosen)
+        static, recent = windows.static[chosen], windows.recent[chosen]
+        lengths = self.lengths[chosen] - 1
+        width = 1 + int(lengths.max(initial=0))
+        # Flat list of the kept rows: example, position within it, row in the store.
+        example = np.repeat(np.arange(count), lengths)
+        position = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        skipped = recent - windows.start[chosen] - static
+        row = np.repeat(windows.start[chosen], lengths) + position
+        row += np.where(position >= static[example], skipped[example], 0)
+        cell = example * width + 1 + position
+
+        def grid(flat: np.ndarray, fill: float, dtype: type) -> np.ndarray:
+            full: np.ndarray = np.full(count * width, fill, dtype=dtype)
+            full[cell] = flat
+            return full.reshape(count, width)
+
+        is_static = position < static[example]
+        age = split.age[row]
+        known = ~np.isnan(age)
+        years = np.where(known, np.clip(np.nan_to_num(age), 0, MAX_AGE), UNKNOWN_AGE).astype(np.int64)
+        until = self.examples.until[chosen]
+        days = (until[example] - np.where(is_static, until[example], split.time[row])) / MICROSECONDS_PER_DAY
+
+        codes = grid(split.code[row], PAD, np.int64)
+        ages = grid(years, 0, np.int64)
+        mask = grid(np.ones(len(row), dtype=bool), False, bool)
+        codes[:, 0], mask[:, 0] = CLS, True
+        dated = lengths > static
+        ages[:, 0] = np.where(dated, ages[np.arange(count), lengths], UNKNOWN_AGE)
+        target = self.examples.target
+        return Batch(
+            codes=torch.from_numpy(codes),
+            ages=torch.from_numpy(ages),
+            visit_ids=torch.from_numpy(grid(_visit_ranks(example, split.visit[row]), 0, np.int64)),
+            mask=torch.from_numpy(mask),
+            kinds=torch.from_numpy(grid(split.kind[row] + np.int64(1), 0, np.int64)),
+            times=torch.from_numpy(grid(days, 0, np.float32)),
+            values=torch.from_numpy(grid(self.values.cdf(split.statistic[row], split.value[row]), np.nan, np.float32)),
+            subject_ids=torch.from_numpy(self.examples.subject_id[chosen]),
+            example_ids=torch.from_numpy(chosen.astype(np.int64)),
+            targets=None if target is None else torch.from_numpy(target[chosen]),
+        )
+
+
+def _visit_ranks(example: np.ndarray, visit: np.ndarray) -> np.ndarray:
+    """Rank of each row's visit among those kept of its example, from 1; 0 for static rows. int64 [rows].
+
+    >>> _visit_ranks(np.array([0, 0, 0, 1, 1]), np.array([-1, 7, 9, 4, 4])).tolist()
+    [0, 1, 2, 1, 1]
+    """
+    if not len(visit):
+        return np.zeros(0, dtype=np.int64)
+    dated = np.flatnonzero(visit >= 0)
+    key = example[dated] * (int(visit.max()) + 2) + visit[dated]
+    distinct, rank = np.unique(key, return_inverse=True)
+    owner = distinct // (int(visit.max()) + 2)
+    first = np.searchsorted(owner, np.arange(int(example.max()) + 1))
+    ranks = np.zeros(len(visit), dtype=np.int64)
+    ranks[dated] = rank - first[example[dated]] + 1
+    return ranks

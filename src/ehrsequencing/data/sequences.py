@@ -1,0 +1,156 @@
+"""What a model may see: histories up to and including a prediction time, and their truncation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ehrsequencing.data.schema import STATIC_TIME
+from ehrsequencing.data.store import SplitStore
+from ehrsequencing.errors import DataError, LabelError
+
+_VALUES = ("boolean_value", "integer_value", "float_value", "categorical_value")
+
+
+def history_bounds(split: SplitStore, indices: np.ndarray, until: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each subject with `time <= until`; static rows always belong.
+
+    Args:
+        split: The split.
+        indices: int64 [n], positions of subjects in the split.
+        until: int64 [n], microseconds since 1970, inclusive.
+
+    Returns:
+        Start and stop rows, int64 [n] each.
+
+    Raises:
+        DataError: a position outside the split.
+    """
+    indices, until = np.asarray(indices, dtype=np.int64), np.asarray(until, dtype=np.int64)
+    if len(indices) and (indices.min() < 0 or indices.max() >= len(split)):
+        raise DataError(
+            f"subject positions outside split {split.name}",
+            got=f"{indices.min()} to {indices.max()}",
+            expected=f"0 to {len(split) - 1}",
+        )
+    start, low, high = split.offsets[indices], split.offsets[indices], split.offsets[indices + 1]
+    # Bisection over the time-ordered rows of all subjects at once.
+    active = np.flatnonzero(low < high)
+    while len(active):
+        middle = (low[active] + high[active]) // 2
+        visible = split.time[middle] <= until[active]
+        low[active[visible]] = middle[visible] + 1
+        high[active[~visible]] = middle[~visible]
+        active = active[low[active] < high[active]]
+    return start, low
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Kept rows per example after truncation: `[start, start + static)` and `[recent, stop)`; int64 [n] each."""
+
+    start: np.ndarray
+    static: np.ndarray
+    recent: np.ndarray
+    stop: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Kept rows, int64 [n]."""
+        return self.static + self.stop - self.recent
+
+
+def truncated(split: SplitStore, indices: np.ndarray, until: np.ndarray, max_rows: int) -> Windows:
+    """Cut histories to `max_rows` rows: static rows stay, then the most recent rows.
+
+    Static rows take at most half of the room, so that a subject with very many still shows events.
+
+    Args:
+        split, indices, until: As in `history_bounds`.
+        max_rows: Rows at most per example.
+    """
+    start, stop = history_bounds(split, indices, until)
+    _, dated = history_bounds(split, indices, np.full(len(start), STATIC_TIME, dtype=np.int64))
+    static = dated - start
+    over = stop - start > max_rows
+    static = np.where(over, np.minimum(static, max_rows // 2), static)
+    recent = np.maximum(dated, stop - (max_rows - static))
+    return Windows(start, static, recent, stop)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What to look at: a subject's history until a time, with a target or without.
+
+    Attributes:
+        index: int64 [n], position of the subject in the split.
+        until: int64 [n], microseconds since 1970, inclusive.
+        target: float32 [n], or None.
+        subject_id: int64 [n].
+    """
+
+    index: np.ndarray
+    until: np.ndarray
+    target: np.ndarray | None
+    subject_id: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @classmethod
+    def whole_histories(cls, split: SplitStore) -> Examples:
+        """Every subject of the split once, until its last event (`STATIC_TIME` for subjects without dated events)."""
+        last = np.full(len(split), STATIC_TIME, dtype=np.int64)
+        filled = split.lengths > 0
+        last[filled] = split.time[split.offsets[1:][filled] - 1]
+        return cls(np.arange(len(split)), last, None, np.array(split.subject_id))
+
+    @classmethod
+    def from_labels(cls, split: SplitStore, labels: pl.DataFrame) -> Examples:
+        """The labels whose subject is in the split, in their order.
+
+        The target is the one value column that the labels fill: `boolean_value` as 0 or 1, `integer_value` or
+        `float_value` as they are.
+
+        Args:
+            split: The split.
+            labels: Columns of `LABEL_SCHEMA`, as `read_labels` returns them.
+
+        Raises:
+            LabelError: no label in this split, a subject without any event until its prediction time, or labels that
+                one number per row cannot express.
+        """
+        index = split.index_of(labels["subject_id"].to_numpy())
+        here = index >= 0
+        if not here.any():
+            raise LabelError(
+                f"no label belongs to split {split.name}",
+                got=f"{len(labels)} labels of other subjects",
+                remedy="make labels and token store from the same dataset",
+            )
+        rows = labels.filter(pl.Series(here))
+        index, until = index[here], rows["prediction_time"].cast(pl.Datetime("us")).to_physical().to_numpy()
+        start, stop = history_bounds(split, index, until)
+        if empty := int((start == stop).sum()):
+            first = int(np.flatnonzero(start == stop)[0])
+            raise LabelError(
+                f"labels of split {split.name} lie before the first event of their subject",
+                got=f"{empty} of {len(rows)}, first subject {rows.item(first, 'subject_id')}"
+                f" at {rows.item(first, 'prediction_time')}",
+                expected="at least one event until the prediction time",
+                remedy="drop these rows from the cohort",
+            )
+        return cls(index, until.astype(np.int64), _target(rows), split.subject_id[index])
+
+
+def _target(rows: pl.DataFrame) -> np.ndarray:
+    filled = [column for column in _VALUES if column in rows.columns and rows[column].null_count() < len(rows)]
+    if len(filled) != 1 or filled == ["categorical_value"] or rows[filled[0]].null_count():
+        raise LabelError(
+            "labels do not give one number per row",
+            got=f"values in {', '.join(filled) or 'no column'}",
+            expected="boolean_value, integer_value or float_value in every row",
+        )
+    return rows[filled[0]].cast(pl.Float32).to_numpy()

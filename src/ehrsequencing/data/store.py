@@ -1,0 +1,257 @@
+"""Token stores: memory-mapped columns of tokens per split, opened in milliseconds at any size."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ehrsequencing.data.schema import SPLITS
+from ehrsequencing.data.values import VALUES_FILE, ValueStatistics
+from ehrsequencing.data.vocabulary import VOCABULARY_FILE, Vocabulary
+from ehrsequencing.errors import SplitError, StoreError
+from ehrsequencing.io import read_json, write_json
+
+FORMAT, FORMAT_VERSION = "ehrsequencing token store", 1
+MANIFEST_FILE = "manifest.json"
+EVENT_COLUMNS = {
+    "code": "<i4", "visit": "<i4", "age": "<f4", "time": "<i8", "value": "<f4", "statistic": "<i4", "kind": "|u1",
+}  # fmt: skip
+SUBJECT_COLUMNS = {"subject_id": "<i8", "birth_time": "<i8", "death_time": "<i8", "offsets": "<i8"}
+_REMEDY = "run `ehrseq prepare` again"
+_HEADER_BYTES = 128
+
+
+class SplitStore:
+    """One split of a token store. Made by `TokenStore.split`; pickles as its path, so workers share its pages.
+
+    Rows of subject i are `offsets[i]:offsets[i + 1]`, static rows first, then by time.
+
+    Attributes:
+        name: The split.
+        subject_id: int64 [N], ascending.
+        birth_time, death_time: int64 [N], microseconds since 1970; `STATIC_TIME` where unknown.
+        offsets: int64 [N + 1].
+        code: int32 [rows], token ids.
+        visit: int32 [rows], numbered from 0 in time order; -1 for static rows.
+        age: float32 [rows], years; NaN where unknown.
+        time: int64 [rows], microseconds since 1970; `STATIC_TIME` for static rows.
+        value: float32 [rows], the number of the event; NaN without one.
+        statistic: int32 [rows], row of the store's `ValueStatistics` for code and unit; -1 without one.
+        kind: uint8 [rows], index into `KINDS`.
+    """
+
+    subject_id: np.ndarray
+    birth_time: np.ndarray
+    death_time: np.ndarray
+    offsets: np.ndarray
+    code: np.ndarray
+    visit: np.ndarray
+    age: np.ndarray
+    time: np.ndarray
+    value: np.ndarray
+    statistic: np.ndarray
+    kind: np.ndarray
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Map the columns of `path`/`name`; StoreError when one is missing or damaged."""
+        self._path, self.name = path, name
+        for column, dtype in {**SUBJECT_COLUMNS, **EVENT_COLUMNS}.items():
+            setattr(self, column, _map_column(path / name / f"{column}.npy", dtype))
+        rows = int(self.offsets[-1]) if len(self.offsets) else -1
+        for column in EVENT_COLUMNS:
+            if len(getattr(self, column)) != rows:
+                raise StoreError(
+                    f"{path / name / column}.npy does not fit offsets.npy",
+                    got=f"{len(getattr(self, column))} rows", expected=rows, remedy=_REMEDY,
+                )  # fmt: skip
+
+    def __reduce__(self) -> tuple[type[SplitStore], tuple[Path, str]]:
+        return SplitStore, (self._path, self.name)
+
+    def __len__(self) -> int:
+        return len(self.subject_id)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Rows of each subject, int64 [N]."""
+        return np.diff(self.offsets)
+
+    def index_of(self, subject_ids: np.ndarray) -> np.ndarray:
+        """Position of each subject in this split, int64 [n]; -1 where it is not here."""
+        subject_ids = np.asarray(subject_ids, dtype=np.int64)
+        if not len(self):
+            return np.full(len(subject_ids), -1, dtype=np.int64)
+        found = np.minimum(np.searchsorted(self.subject_id, subject_ids), len(self) - 1)
+        return np.where(self.subject_id[found] == subject_ids, found, -1)
+
+
+class TokenStore:
+    """A token store on disk. Made by `open`.
+
+    Attributes:
+        path: Its folder.
+        manifest: What made it: options, counts, hashes, versions.
+        vocabulary: Token names and counts.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], vocabulary: Vocabulary) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.vocabulary = vocabulary
+        self._splits: dict[str, SplitStore] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> TokenStore:
+        """Open a store; reads the manifest, the vocabulary and file sizes, no events.
+
+        Raises:
+            StoreError: not a store, of another version, a file missing or truncated, or the vocabulary changed.
+        """
+        path = Path(path)
+        if not (path / MANIFEST_FILE).exists():
+            raise StoreError(
+                f"{path} is not a token store",
+                got=f"no {MANIFEST_FILE}" if path.exists() else "no such folder",
+                remedy="make one with `ehrseq prepare MEDS STORE`",
+            )
+        manifest = read_json(path / MANIFEST_FILE, StoreError, _REMEDY)
+        found = (manifest.get("format"), manifest.get("format_version")) if isinstance(manifest, dict) else manifest
+        if found != (FORMAT, FORMAT_VERSION):
+            raise StoreError(f"{path} has another format", got=found, expected=(FORMAT, FORMAT_VERSION), remedy=_REMEDY)
+        for name, expected in manifest["files"].items():
+            size = (path / name).stat().st_size if (path / name).exists() else None
+            if size != expected:
+                what = "is missing" if size is None else "is truncated" if size < expected else "has grown"
+                got = None if size is None else f"{size} bytes"
+                raise StoreError(f"{path / name} {what}", got=got, expected=f"{expected} bytes", remedy=_REMEDY)
+        vocabulary = Vocabulary.load(path / VOCABULARY_FILE)
+        if vocabulary.hash != manifest["vocabulary"]["hash"]:
+            raise StoreError(
+                f"{path / VOCABULARY_FILE} belongs to another store",
+                got=vocabulary.hash, expected=manifest["vocabulary"]["hash"], remedy=_REMEDY,
+            )  # fmt: skip
+        return cls(path, manifest, vocabulary)
+
+    @cached_property
+    def values(self) -> ValueStatistics:
+        """Value statistics, fitted on train; StoreError when they are not those of the manifest."""
+        values = ValueStatistics.load(self.path / VALUES_FILE)
+        if values.hash != self.manifest["values"]["hash"]:
+            raise StoreError(
+                f"{self.path / VALUES_FILE} belongs to another store",
+                got=values.hash, expected=self.manifest["values"]["hash"], remedy=_REMEDY,
+            )  # fmt: skip
+        return values
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the dataset, the options and the vocabulary and value statistics they led to."""
+        return str(self.manifest["fingerprint"])
+
+    def split(self, name: str) -> SplitStore:
+        """One of `SPLITS`; SplitError for another name."""
+        if name not in SPLITS:
+            raise SplitError("unknown split", got=name, expected=" or ".join(SPLITS))
+        if name not in self._splits:
+            self._splits[name] = SplitStore(self.path, name)
+        return self._splits[name]
+
+
+class SplitWriter:
+    """Writes the columns of one split; rows may arrive in any order of subjects, each subject whole.
+
+    Plain writes rather than a memory map: a full disk is then an error and not a killed process.
+    """
+
+    def __init__(self, folder: Path, subject_ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Args: a folder that does not exist, subjects int64 [N] ascending, and their rows int64 [N]."""
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.subject_ids = subject_ids
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._files: dict[str, BinaryIO] = {}
+        for column, dtype in EVENT_COLUMNS.items():
+            self._files[column] = (folder / f"{column}.npy").open("wb")
+            self._files[column].write(_npy_header(dtype, int(self.offsets[-1])))
+        for column, array in (("subject_id", subject_ids), ("offsets", self.offsets)):
+            self._write_column(column, array)
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in self._files.values():
+            stream.close()
+
+    def write_rows(self, subjects: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
+        """Write the rows of some subjects.
+
+        Args:
+            subjects: int64 [n], ascending positions in `subject_ids`; the rows follow this order.
+            columns: One array per name of `EVENT_COLUMNS`, each with all rows of these subjects.
+        """
+        lengths = self.offsets[subjects + 1] - self.offsets[subjects]
+        first_row = np.concatenate([[0], np.cumsum(lengths)])
+        breaks = np.flatnonzero(np.diff(subjects) != 1) + 1
+        runs = list(zip([0, *breaks.tolist()], [*breaks.tolist(), len(subjects)], strict=True)) if len(subjects) else []
+        for column, stream in self._files.items():
+            dtype = np.dtype(EVENT_COLUMNS[column])
+            array = np.ascontiguousarray(columns[column], dtype=dtype)
+            for start, stop in runs:
+                stream.seek(_HEADER_BYTES + int(self.offsets[subjects[start]]) * dtype.itemsize)
+                stream.write(array[first_row[start] : first_row[stop]].data)
+
+    def write_times(self, birth_time: np.ndarray, death_time: np.ndarray) -> None:
+        """Write the times of birth and death, int64 [N]."""
+        self._write_column("birth_time", birth_time)
+        self._write_column("death_time", death_time)
+
+    def _write_column(self, column: str, array: np.ndarray) -> None:
+        dtype = SUBJECT_COLUMNS[column]
+        with (self.folder / f"{column}.npy").open("wb") as stream:
+            stream.write(_npy_header(dtype, len(array)))
+            stream.write(np.ascontiguousarray(array, dtype=dtype).data)
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Finish a store: flush every file to disk, then write the manifest with their sizes."""
+    sizes = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+        sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    write_json(folder / MANIFEST_FILE, {**head, **content, "files": sizes})
+
+
+def _npy_header(dtype: str, rows: int) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": (rows,)})
+    header = stream.getvalue()
+    if len(header) != _HEADER_BYTES:
+        raise StoreError("numpy wrote a header of another size", got=len(header), expected=_HEADER_BYTES)
+    return header
+
+
+def _map_column(file: Path, dtype: str) -> np.ndarray:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise StoreError(f"{file} is missing", remedy=_REMEDY) from None
+    except (ValueError, OSError, EOFError) as problem:
+        raise StoreError(f"{file} is damaged", got=problem, remedy=_REMEDY) from None
+    if array.dtype.str != dtype or array.ndim != 1:
+        raise StoreError(
+            f"{file} has another layout", got=f"{array.dtype.str} {array.shape}", expected=dtype, remedy=_REMEDY
+        )
+    # A plain view of the same pages: indexing np.memmap itself is several times slower.
+    return np.asarray(array)

@@ -1,0 +1,413 @@
+"""BEHRT: a transformer encoder over coded health records, and its heads.
+
+Source: Li et al. 2020, BEHRT: Transformer for Electronic Health Records, doi:10.1038/s41598-020-62922-y. The encoder
+normalises before each sublayer (Xiong et al. 2020, arXiv:2002.04745), which trains without a long warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ehrsequencing.errors import AdapterError, ConfigError, ShapeError
+from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.embeddings import EMBEDDING_STD, BEHRTEmbedding
+from ehrsequencing.models.encoder import EncoderLayer, Pooling, TransformerEncoder
+from ehrsequencing.models.folder import PretrainedModel
+from ehrsequencing.objectives.mlm import IGNORE_INDEX, mlm_loss
+
+__all__ = [
+    "BEHRT",
+    "BEHRTConfig",
+    "BEHRTForMLM",
+    "BEHRTForNextVisitPrediction",
+    "BEHRTForSequenceClassification",
+    "ModelOutput",
+]
+
+
+class ModelOutput(NamedTuple):
+    """What a head returns; `loss` is None without labels."""
+
+    logits: Tensor
+    loss: Tensor | None
+
+
+class BEHRT(PretrainedModel):
+    """The encoder without a head.
+
+    >>> model = BEHRT(BEHRTConfig.small(vocab_size=100)).eval()
+    >>> codes, ages = torch.randint(5, 100, (2, 7)), torch.randint(0, 100, (2, 7))
+    >>> visit_ids, mask = torch.arange(7).expand(2, -1), torch.ones(2, 7, dtype=torch.bool)
+    >>> tuple(model(codes, ages, visit_ids, mask).shape)
+    (2, 7, 128)
+    """
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__(config)
+        self.embeddings = BEHRTEmbedding(config)
+        self.encoder = TransformerEncoder(config)
+        initialise(self)
+        scale_residual_outputs(self.encoder)
+
+    def forward(
+        self,
+        codes: Tensor,
+        ages: Tensor,
+        visit_ids: Tensor,
+        mask: Tensor,
+        *,
+        values: Tensor | None = None,
+        kinds: Tensor | None = None,
+        times: Tensor | None = None,
+    ) -> Tensor:
+        """Encode sequences.
+
+        Args:
+            codes: Long [batch, length], token ids.
+            ages: Long [batch, length], years; `config.max_age` where unknown.
+            visit_ids: Long [batch, length].
+            mask: Bool [batch, length], True at real tokens.
+            values: Float [batch, length] in [0, 1], NaN where there is none; with `config.use_values` only.
+            kinds: Long [batch, length], 0 to `config.num_kinds`; with `config.num_kinds` only.
+            times: Float [batch, length], days before the prediction time; with `config.time_embedding` only.
+
+        Returns:
+            Float [batch, length, hidden_dim], 0 at padding.
+
+        Raises:
+            ShapeError: shapes differ, a sequence is too long, or an id is out of range.
+            ConfigError: an input is missing that the configuration asks for, or given that it does not.
+        """
+        padded = self._check(codes, ages, visit_ids, mask, values, kinds, times)
+        embedded = self.embeddings(codes, ages, visit_ids, values=values, kinds=kinds, times=times)
+        return self.encoder(embedded, mask if padded else None)
+
+    def _check(
+        self,
+        codes: Tensor,
+        ages: Tensor,
+        visit_ids: Tensor,
+        mask: Tensor,
+        values: Tensor | None,
+        kinds: Tensor | None,
+        times: Tensor | None,
+    ) -> bool:
+        """Check inputs; returns whether there is padding."""
+        config = self.config
+        for name, given, wanted in (
+            ("values", values, config.use_values),
+            ("kinds", kinds, config.num_kinds > 0),
+            ("times", times, config.time_embedding),
+        ):
+            if (given is not None) != wanted:
+                got, expected = ("an input", "none") if given is not None else ("none", "an input")
+                option = {"values": "use_values", "kinds": "num_kinds", "times": "time_embedding"}[name]
+                raise ConfigError(
+                    f"{name} of a BEHRT model whose {option} is {getattr(config, option)}", got=got, expected=expected
+                )
+        if codes.ndim != 2 or codes.numel() == 0 or codes.shape[1] > config.max_length:
+            raise ShapeError("codes", tuple(codes.shape), f"[batch, length], length 1 to {config.max_length}")
+        if mask.dtype != torch.bool:
+            raise ShapeError("mask", mask.dtype, "bool, True at real tokens")
+        others = {"ages": ages, "visit_ids": visit_ids, "mask": mask, "values": values, "kinds": kinds, "times": times}
+        for name, tensor in others.items():
+            if tensor is not None and tensor.shape != codes.shape:
+                raise ShapeError(name, tuple(tensor.shape), tuple(codes.shape))
+        limits = {"codes": (codes, config.vocab_size), "ages": (ages, config.max_age + 1)}
+        limits["visit_ids"] = (visit_ids, config.max_visits)
+        if kinds is not None:
+            limits["kinds"] = (kinds, config.num_kinds + 1)
+        for name, (ids, _) in limits.items():
+            if ids.dtype not in (torch.int64, torch.int32):
+                raise ShapeError(name, ids.dtype, "int64")
+        # One transfer for all checks: on an accelerator each would wait for the device.
+        bounds = [bound for ids, _ in limits.values() for bound in torch.aminmax(ids)]
+        *extremes, real = torch.stack(
+            [*(bound.to(torch.int64) for bound in bounds), mask.all().to(torch.int64)]
+        ).tolist()
+        for index, (name, (_, size)) in enumerate(limits.items()):
+            low, high = extremes[2 * index : 2 * index + 2]
+            if low < 0 or high >= size:
+                raise ShapeError(name, f"ids {low} to {high}", f"0 to {size - 1}")
+        return not real
+
+    def extend_vocabulary(self, new_size: int, *, vocabulary_hash: str | None = None, seed: int = 0) -> None:
+        """Grow the token embedding; see `extend_vocabulary` of the heads."""
+        extend_vocabulary(self, new_size, vocabulary_hash, seed)
+
+
+class VocabularyHead(nn.Module):
+    """Scores of all tokens from hidden states.
+
+    Where the configuration ties weights the decoder matrix is the token embedding itself, passed in at each call
+    and stored nowhere else: there is no second copy that saving, adapting or merging could leave behind.
+    """
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_dim, config.embedding_dim)
+        self.norm = nn.LayerNorm(config.embedding_dim)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.weight = None if config.tie_weights else nn.Parameter(torch.empty(config.vocab_size, config.embedding_dim))
+
+    def decoder_weight(self, embedding: nn.Embedding) -> Tensor:
+        """The matrix in use, [vocab_size, embedding_dim]."""
+        return embedding.weight if self.weight is None else self.weight
+
+    def forward(self, hidden: Tensor, embedding: nn.Embedding) -> Tensor:
+        """Float [..., hidden_dim] -> Float [..., vocab_size]."""
+        return F.linear(self.norm(F.gelu(self.transform(hidden))), self.decoder_weight(embedding), self.bias)
+
+
+class BEHRTHead(PretrainedModel):
+    """What all heads share: the encoder as `behrt`, and input in one form."""
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__(config)
+        self.behrt = BEHRT(config)
+
+    def extend_vocabulary(self, new_size: int, *, vocabulary_hash: str | None = None, seed: int = 0) -> None:
+        """Grow the vocabulary for a new site: old ids keep their rows, new ids start near the mean code.
+
+        New rows are the mean of all code rows plus noise of a tenth of their standard deviation, so that they are
+        plausible and still differ. Make the optimiser afterwards: the embedding becomes a new parameter.
+
+        Args:
+            new_size: Number of token ids from now on.
+            vocabulary_hash: Hash of the extended vocabulary.
+            seed: Of the noise.
+
+        Raises:
+            ConfigError: `new_size` is smaller than the vocabulary.
+            AdapterError: the model carries adapters, which belong to the vocabulary they were trained with.
+        """
+        extend_vocabulary(self, new_size, vocabulary_hash, seed)
+
+
+class BEHRTForMLM(BEHRTHead):
+    """Masked language modelling: the code behind each mask from its context on both sides.
+
+    Source: Devlin et al. 2019, BERT, arXiv:1810.04805, section 3.1.
+    """
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__(config)
+        self.head = VocabularyHead(config)
+        initialise(self.head)
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        """Decoder matrix; the token embedding's own tensor where tied."""
+        return self.head.decoder_weight(self.behrt.embeddings.code)
+
+    def forward(
+        self,
+        codes: Tensor,
+        ages: Tensor,
+        visit_ids: Tensor,
+        mask: Tensor,
+        *,
+        labels: Tensor | None = None,
+        values: Tensor | None = None,
+        kinds: Tensor | None = None,
+        times: Tensor | None = None,
+    ) -> ModelOutput:
+        """Score tokens; inputs as in `BEHRT.forward`.
+
+        Args:
+            labels: Long [batch, length], the original token where it was masked and -100 elsewhere.
+
+        Returns:
+            logits Float [batch, length, vocab_size] and no loss; with labels, logits [masked, vocab_size] in the
+            row-major order of the masked positions (scoring the others is most of the cost and changes no loss),
+            and the mean cross-entropy in nats, 0 where nothing is masked.
+        """
+        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times)
+        if labels is None:
+            return ModelOutput(self.head(hidden, self.behrt.embeddings.code), None)
+        if labels.shape != codes.shape:
+            raise ShapeError("labels", tuple(labels.shape), tuple(codes.shape))
+        masked = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
+        logits = self.head(hidden.flatten(0, 1).index_select(0, masked), self.behrt.embeddings.code)
+        return ModelOutput(logits, mlm_loss(logits, labels))
+
+
+class BEHRTForNextVisitPrediction(BEHRTHead):
+    """Which codes the next visit holds, from the pooled sequence."""
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__(config)
+        self.pooling = Pooling(config.hidden_dim, config.pooling)
+        self.head = VocabularyHead(config)
+        initialise(self.pooling)
+        initialise(self.head)
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        """Decoder matrix; the token embedding's own tensor where tied."""
+        return self.head.decoder_weight(self.behrt.embeddings.code)
+
+    def forward(
+        self,
+        codes: Tensor,
+        ages: Tensor,
+        visit_ids: Tensor,
+        mask: Tensor,
+        *,
+        labels: Tensor | None = None,
+        values: Tensor | None = None,
+        kinds: Tensor | None = None,
+        times: Tensor | None = None,
+    ) -> ModelOutput:
+        """Score the codes of the next visit; inputs as in `BEHRT.forward`.
+
+        Args:
+            labels: Float [batch, vocab_size], 1 for each code present.
+
+        Returns:
+            logits Float [batch, vocab_size] and the mean binary cross-entropy in nats.
+        """
+        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times)
+        logits = self.head(self.pooling(hidden, mask), self.behrt.embeddings.code)
+        return ModelOutput(logits, None if labels is None else binary_loss(logits, labels))
+
+
+class BEHRTForSequenceClassification(BEHRTHead):
+    """One decision per sequence.
+
+    Args:
+        config: Architecture; `config.pooling` says what the head reads.
+        num_labels: 1: a binary label with one logit. More: one logit per class or label.
+        problem_type: "binary", "single_label" (one class of several) or "multi_label"; by default the first for one
+            label and the second for more.
+
+    Raises:
+        ConfigError: `num_labels` and `problem_type` disagree.
+    """
+
+    def __init__(self, config: BEHRTConfig, num_labels: int = 1, problem_type: str | None = None) -> None:
+        super().__init__(config)
+        if problem_type is None:
+            problem_type = "binary" if num_labels == 1 else "single_label"
+        fits = {"binary": num_labels == 1, "single_label": num_labels > 1, "multi_label": num_labels > 0}
+        if not fits.get(problem_type, False):
+            raise ConfigError(
+                "problem_type and num_labels",
+                got=f"{problem_type} with {num_labels}",
+                expected="binary with 1, single_label with 2 or more, or multi_label with 1 or more",
+            )
+        self.num_labels, self.problem_type = num_labels, problem_type
+        self.pooling = Pooling(config.hidden_dim, config.pooling)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.hidden_dim, num_labels)
+        initialise(self.pooling)
+        initialise(self.classifier)
+
+    def head_options(self) -> dict[str, Any]:
+        return {"num_labels": self.num_labels, "problem_type": self.problem_type}
+
+    def forward(
+        self,
+        codes: Tensor,
+        ages: Tensor,
+        visit_ids: Tensor,
+        mask: Tensor,
+        *,
+        labels: Tensor | None = None,
+        values: Tensor | None = None,
+        kinds: Tensor | None = None,
+        times: Tensor | None = None,
+    ) -> ModelOutput:
+        """Classify; inputs as in `BEHRT.forward`.
+
+        Args:
+            labels: Float or Bool [batch] for "binary", Long [batch] for "single_label", Float or Bool
+                [batch, num_labels] for "multi_label".
+
+        Returns:
+            logits Float [batch] for "binary", else [batch, num_labels], and the mean loss in nats.
+        """
+        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times)
+        logits = self.classifier(self.dropout(self.pooling(hidden, mask)))
+        if self.problem_type == "binary":
+            logits = logits.squeeze(-1)
+        if labels is None:
+            return ModelOutput(logits, None)
+        if self.problem_type != "single_label":
+            return ModelOutput(logits, binary_loss(logits, labels))
+        if labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
+            raise ShapeError("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({len(logits)},)")
+        return ModelOutput(logits, F.cross_entropy(logits.float(), labels))
+
+
+def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy in nats, computed in float32 whatever the logits' type."""
+    if labels.shape != logits.shape:
+        raise ShapeError("labels", tuple(labels.shape), tuple(logits.shape))
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw weights: embeddings with standard deviation 0.02, linear layers with 1 / sqrt(inputs), both truncated.
+
+    At the widths used here 0.02 for linear layers as in BERT (whose width is 768: 1 / sqrt(768) = 0.036) would make
+    the sublayers of a small model start near zero.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            # The last linear layer before a logit or a score starts small, so that predictions start undecided.
+            _draw(child.weight, EMBEDDING_STD if child.out_features == 1 else 1 / math.sqrt(child.in_features))
+            nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.Embedding | VocabularyHead) and child.weight is not None:
+            _draw(child.weight, EMBEDDING_STD)
+
+
+def _draw(weight: Tensor, std: float) -> None:
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def scale_residual_outputs(encoder: TransformerEncoder) -> None:
+    """Shrink what each sublayer adds by sqrt(2 layers), so that depth does not grow the residual stream.
+
+    Source: Radford et al. 2019 (GPT-2), section 2.3.
+    """
+    scale = 1 / math.sqrt(2 * len(encoder.layers))
+    with torch.no_grad():
+        for layer in encoder.modules():
+            if isinstance(layer, EncoderLayer):
+                layer.self_attn.out_proj.weight.mul_(scale)
+                layer.linear2.weight.mul_(scale)
+
+
+def extend_vocabulary(model: BEHRT | BEHRTHead, new_size: int, vocabulary_hash: str | None, seed: int) -> None:
+    """Grow every tensor that has a row per token; see `BEHRTHead.extend_vocabulary`."""
+    old_size, special = model.config.vocab_size, model.config.num_special
+    if new_size < old_size:
+        raise ConfigError("size of an extended vocabulary", got=new_size, expected=f"at least {old_size}")
+    if model.adaptation is not None:
+        raise AdapterError("the model carries LoRA adapters", remedy="extend the vocabulary before adapting, or merge")
+    generator = torch.Generator().manual_seed(seed)
+
+    def grown(rows: Tensor) -> nn.Parameter:
+        codes = rows.detach()[special:].cpu()
+        noise = torch.randn(new_size - old_size, *codes.shape[1:], generator=generator)
+        new = codes.mean(dim=0) + 0.1 * codes.std(dim=0, correction=0) * noise
+        return nn.Parameter(torch.cat((rows.detach(), new.to(rows))), requires_grad=rows.requires_grad)
+
+    for module in list(model.modules()):
+        if isinstance(module, BEHRTEmbedding):
+            module.code.weight = grown(module.code.weight)
+            module.code.num_embeddings = new_size
+        elif isinstance(module, VocabularyHead):
+            module.bias = grown(module.bias)
+            if module.weight is not None:
+                module.weight = grown(module.weight)
+    config = model.config.with_options(vocab_size=new_size)
+    for module in model.modules():
+        if isinstance(module, PretrainedModel):
+            module.config, module.vocabulary_hash = config, vocabulary_hash

@@ -1,0 +1,165 @@
+"""Embeddings of tokens, ages, visits, positions, kinds, times and values."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ehrsequencing.models.configuration import BEHRTConfig
+
+
+class AgeEmbedding(nn.Module):
+    """One vector per age in whole years; index `max_age` means unknown.
+
+    Forward: Long [batch, length], 0 to `max_age` inclusive -> Float [batch, length, embedding_dim].
+    """
+
+    def __init__(self, embedding_dim: int, max_age: int = 120) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(max_age + 1, embedding_dim)
+
+    def forward(self, ages: Tensor) -> Tensor:
+        return self.embedding(ages)
+
+
+class VisitEmbedding(nn.Module):
+    """One vector per visit id, so that tokens of one visit share it.
+
+    Forward: Long [batch, length], below `max_visits` -> Float [batch, length, embedding_dim].
+    """
+
+    def __init__(self, embedding_dim: int, max_visits: int = 512) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(max_visits, embedding_dim)
+
+    def forward(self, visit_ids: Tensor) -> Tensor:
+        return self.embedding(visit_ids)
+
+
+class PositionalEmbedding(nn.Module):
+    """A learned vector per position.
+
+    Forward: length (int) -> Float [length, embedding_dim].
+    """
+
+    def __init__(self, embedding_dim: int, max_length: int = 512) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(max_length, embedding_dim)
+
+    def forward(self, length: int) -> Tensor:
+        return self.embedding.weight[:length]
+
+
+class SinusoidalPositionalEncoding(nn.Module):
+    """Fixed sines and cosines of geometrically spaced wavelengths; nothing to learn.
+
+    Forward: length (int) -> Float [length, embedding_dim].
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+    """
+
+    table: Tensor
+
+    def __init__(self, embedding_dim: int, max_length: int = 512) -> None:
+        super().__init__()
+        # Computed in double precision: float32 loses digits in the angle at long positions.
+        position = torch.arange(max_length, dtype=torch.float64)[:, None]
+        rate = torch.exp(torch.arange(0, embedding_dim, 2, dtype=torch.float64) * (-math.log(10_000.0) / embedding_dim))
+        table = torch.stack((torch.sin(position * rate), torch.cos(position * rate)), dim=-1).flatten(1)
+        # Beside learned embeddings of standard deviation 0.02 the sines (root mean square 0.71) would drown the
+        # codes in the sum, so they enter at the scale that learned positions start from.
+        self.register_buffer("table", (table * EMBEDDING_STD * math.sqrt(2)).float(), persistent=False)
+
+    def forward(self, length: int) -> Tensor:
+        return self.table[:length]
+
+
+class TimeEmbedding(nn.Module):
+    """Days before the prediction time, on a logarithmic scale from one day to a lifetime.
+
+    Forward: Float [batch, length] days, at least 0 -> Float [batch, length, embedding_dim].
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, embedding_dim: int, num_frequencies: int = 8) -> None:
+        super().__init__()
+        # log1p of 100 years is 10.5, so the slowest wave is monotone over a life and the fastest has a
+        # period of 0.08 in log days, which tells consecutive days of the last two weeks apart.
+        self.register_buffer("frequencies", torch.pi / 10.5 * 2.0 ** torch.arange(num_frequencies), persistent=False)
+        self.projection = nn.Linear(2 * num_frequencies + 1, embedding_dim)
+
+    def forward(self, days: Tensor) -> Tensor:
+        log_days = torch.log1p(days.clamp(min=0)).to(self.frequencies.dtype)[..., None]
+        angles = log_days * self.frequencies
+        return self.projection(torch.cat((log_days / 10.5, torch.sin(angles), torch.cos(angles)), dim=-1))
+
+
+class ValueEmbedding(nn.Module):
+    """A numeric value in [0, 1] (its empirical CDF); exactly zero where there is none (NaN).
+
+    Forward: Float [batch, length] -> Float [batch, length, embedding_dim].
+    """
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(1, embedding_dim)
+        self.outer = nn.Linear(embedding_dim, embedding_dim)
+
+    def forward(self, values: Tensor) -> Tensor:
+        absent = torch.isnan(values)[..., None]
+        centred = torch.nan_to_num(values, nan=0.0).to(self.inner.weight.dtype)[..., None] * 2 - 1
+        return self.outer(nn.functional.gelu(self.inner(centred))).masked_fill(absent, 0.0)
+
+
+class BEHRTEmbedding(nn.Module):
+    """Sum of all embeddings that the configuration asks for, normalised, then mapped to the hidden width.
+
+    Forward: codes, ages, visit_ids Long [batch, length]; values, times Float and kinds Long [batch, length] where
+    configured -> Float [batch, length, hidden_dim].
+
+    Source: Li et al. 2020, BEHRT, doi:10.1038/s41598-020-62922-y (codes, ages, visit segments and positions summed).
+    """
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__()
+        width = config.embedding_dim
+        self.code = nn.Embedding(config.vocab_size, width)
+        self.age = AgeEmbedding(width, config.max_age)
+        self.visit = VisitEmbedding(width, config.max_visits)
+        self.position = (
+            PositionalEmbedding(width, config.max_length)
+            if config.position == "learned"
+            else SinusoidalPositionalEncoding(width, config.max_length)
+        )
+        self.kind = nn.Embedding(config.num_kinds + 1, width) if config.num_kinds else None
+        self.time = TimeEmbedding(width) if config.time_embedding else None
+        self.value = ValueEmbedding(width) if config.use_values else None
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.projection = nn.Linear(width, config.hidden_dim) if width != config.hidden_dim else nn.Identity()
+
+    def forward(
+        self,
+        codes: Tensor,
+        ages: Tensor,
+        visit_ids: Tensor,
+        *,
+        values: Tensor | None = None,
+        kinds: Tensor | None = None,
+        times: Tensor | None = None,
+    ) -> Tensor:
+        total = self.code(codes) + self.age(ages) + self.visit(visit_ids) + self.position(codes.shape[1])
+        if self.kind is not None and kinds is not None:
+            total = total + self.kind(kinds)
+        if self.time is not None and times is not None:
+            total = total + self.time(times)
+        if self.value is not None and values is not None:
+            total = total + self.value(values)
+        return self.projection(self.dropout(self.norm(total)))
+
+
+EMBEDDING_STD = 0.02
+"""Standard deviation of embeddings at initialisation (Devlin et al. 2019, BERT)."""

@@ -1,0 +1,198 @@
+"""What a training optimises and how it is judged: one plan per kind of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+from ehrsequencing.data.batching import Batch, BatchSource
+from ehrsequencing.data.vocabulary import MASK, NUM_SPECIAL, Vocabulary
+from ehrsequencing.errors import LabelError
+from ehrsequencing.objectives.mlm import (
+    copy_floor,
+    mask_tokens,
+    mlm_statistics,
+    uniform_floor,
+    unigram_floor,
+)
+
+FIXED_EPOCH = -1
+"""Epoch number of masks that are drawn once, from the subject's identity."""
+
+
+class Plan(Protocol):
+    """A training's objective. `step` and `validate` see the Fabric-wrapped model, `config` is the bare model's."""
+
+    name: str
+    config: Any
+    train: BatchSource
+    tuning: BatchSource
+
+    def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss of one batch, and sums (with `count`) whose ratios are the epoch's train metrics."""
+        ...
+
+    def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
+        """Metrics on tuning; `loss` is what early stopping watches."""
+        ...
+
+
+def fixed_batches(source: BatchSource, device: torch.device) -> Iterator[Batch]:
+    """All of a source in its own order, on the device."""
+    for batch in source.fixed():
+        yield batch.to(device)
+
+
+def targets_of(batch: Batch) -> torch.Tensor:
+    """The batch's labels.
+
+    Raises:
+        LabelError: it has none.
+    """
+    if batch.targets is None:
+        raise LabelError("a batch without labels cannot be classified")
+    return batch.targets
+
+
+class MLMPlan:
+    """Masked language modelling: 15 % of codes, redrawn each epoch for train and fixed for tuning."""
+
+    name = "mlm"
+
+    def __init__(
+        self,
+        config: Any,
+        train: BatchSource,
+        tuning: BatchSource,
+        vocabulary: Vocabulary,
+        *,
+        rate: float,
+        seed: int,
+    ) -> None:
+        self.config, self.train, self.tuning = config, train, tuning
+        self.vocabulary, self.rate, self.seed = vocabulary, rate, seed
+
+    def _mask(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        maskable = batch.mask & (batch.codes >= NUM_SPECIAL)
+        return mask_tokens(
+            batch.codes,
+            maskable,
+            batch.subject_ids,
+            vocab_size=len(self.vocabulary),
+            mask_id=MASK,
+            num_special=NUM_SPECIAL,
+            seed=self.seed,
+            epoch=epoch,
+            rate=self.rate,
+        )
+
+    def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
+        codes, labels = self._mask(batch, epoch)
+        logits, loss = model(**{**batch.inputs(self.config.input_names), "codes": codes}, labels=labels)
+        return loss, mlm_statistics(logits.detach(), labels)
+
+    @torch.no_grad()
+    def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
+        totals = _Totals()
+        for batch in fixed_batches(self.tuning, device):
+            codes, labels = self._mask(batch, FIXED_EPOCH)
+            logits, _ = model(**{**batch.inputs(self.config.input_names), "codes": codes}, labels=labels)
+            totals.add(mlm_statistics(logits, labels))
+        return totals.rates()
+
+    @torch.no_grad()
+    def subject_statistics(self, model: torch.nn.Module, device: torch.device) -> dict[str, np.ndarray]:
+        """Sums per tuning subject (`loss_sum`, `correct`, `top10`, `count`), for intervals over subjects."""
+        rows: dict[str, list[np.ndarray]] = {"loss_sum": [], "correct": [], "top10": [], "count": []}
+        for batch in fixed_batches(self.tuning, device):
+            codes, labels = self._mask(batch, FIXED_EPOCH)
+            logits, _ = model(**{**batch.inputs(self.config.input_names), "codes": codes}, labels=labels)
+            chosen = labels != -100
+            owner = chosen.nonzero()[:, 0]
+            target = labels[chosen]
+            score = logits.float()
+            own = score.gather(1, target[:, None])
+            per_token = {
+                "loss_sum": torch.logsumexp(score, 1) - own[:, 0],
+                "correct": (score.argmax(1) == target).float(),
+                "top10": ((score > own).sum(1) < 10).float(),
+                "count": torch.ones_like(own[:, 0]),
+            }
+            for name, value in per_token.items():
+                sums = torch.zeros(len(labels), dtype=torch.float64, device=value.device)
+                rows[name].append(sums.index_add_(0, owner, value.double()).cpu().numpy())
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+    @torch.no_grad()
+    def floors(self) -> dict[str, dict[str, float]]:
+        """Loss, accuracy and top-10 of predictors that need no network, on the tuning masks."""
+        counts = torch.as_tensor(np.asarray(self.vocabulary.counts), dtype=torch.float64)
+        used = torch.as_tensor(np.asarray(self.vocabulary.used))
+        totals = {name: _Totals() for name in ("uniform", "unigram", "copy")}
+        for batch in self.tuning.fixed():
+            _, labels = self._mask(batch, FIXED_EPOCH)
+            targets = labels[labels != -100]
+            totals["uniform"].add(uniform_floor(used))
+            totals["unigram"].add(unigram_floor(targets, counts))
+            totals["copy"].add(copy_floor(batch.codes, labels, batch.mask, counts))
+        return {name: total.rates() for name, total in totals.items()}
+
+
+class ClassificationPlan:
+    """Binary classification of a history at its prediction time."""
+
+    name = "classification"
+
+    def __init__(self, config: Any, train: BatchSource, tuning: BatchSource) -> None:
+        self.config, self.train, self.tuning = config, train, tuning
+
+    def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
+        logits, loss = model(**batch.inputs(self.config.input_names), labels=batch.targets)
+        count = len(logits)
+        correct = ((logits.detach() > 0) == (targets_of(batch) > 0.5)).sum().item()
+        return loss, {"loss_sum": loss.item() * count, "correct": correct, "count": count}
+
+    @torch.no_grad()
+    def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
+        logits, targets = [], []
+        for batch in fixed_batches(self.tuning, device):
+            logits.append(model(**batch.inputs(self.config.input_names)).logits.float().cpu())
+            targets.append(targets_of(batch).cpu())
+        score, target = torch.cat(logits), torch.cat(targets)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(score.double(), target.double())
+        probability, truth = score.sigmoid(), target.long()
+        return {
+            "loss": loss.item(),
+            "accuracy": ((score > 0) == (target > 0.5)).float().mean().item(),
+            "auroc": binary_auroc(probability, truth).item(),
+            "auprc": binary_average_precision(probability, truth).item(),
+        }
+
+
+class _Totals:
+    """Sums of statistics over batches, and their ratios."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+
+    def add(self, statistics: dict[str, float]) -> None:
+        for name, value in statistics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def rates(self) -> dict[str, float]:
+        return rates(self.sums)
+
+
+def rates(sums: dict[str, float]) -> dict[str, float]:
+    """Per-item metrics of summed statistics.
+
+    >>> rates({"loss_sum": 6.0, "correct": 1, "count": 4})
+    {'loss': 1.5, 'accuracy': 0.25}
+    """
+    count = sums.get("count", 0) or float("nan")
+    named = {"loss_sum": "loss", "correct": "accuracy", "top10": "top10"}
+    return {named[name]: value / count for name, value in sums.items() if name in named}

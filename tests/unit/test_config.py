@@ -1,0 +1,56 @@
+import pytest
+
+from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config, write_config
+from ehrsequencing.errors import ConfigError
+
+
+def test_precedence_file_then_set_then_flag(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[optim]\nlr = 1e-2\nweight_decay = 0.5\n[loop]\nepochs = 7\n")
+    config = load_config(
+        PretrainConfig, file, ["optim.lr=2e-2", "loop.epochs=8"], {"loop.epochs": 9, "loop.seed": None}
+    )
+    assert (config.optim.lr, config.optim.weight_decay, config.loop.epochs, config.loop.seed) == (0.02, 0.5, 9, 0)
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(ConfigError) as caught:
+        load_config(PretrainConfig, None, ["optim.lr=-1", "model.size=huge", "optim.learning_rate=1", "loop.epochs=x"])
+    message = str(caught.value)
+    assert message.startswith("4 problems")
+    for part in ("optim.lr", "model.size", "unknown key 'optim.learning_rate'", "loop.epochs"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_unknown_key_suggests_the_near_one():
+    with pytest.raises(ConfigError, match="did you mean 'loop.epochs'"):
+        load_config(PretrainConfig, None, ["loop.epoch=3"])
+
+
+def test_adapting_nothing_is_refused():
+    with pytest.raises(ConfigError, match="adapt nothing"):
+        load_config(FinetuneConfig, None, ["lora.attention=false"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "is missing"), ("lr = = 3", "not valid TOML"), ("optim = 3", "optim")]
+)
+def test_bad_files(tmp_path, content, message):
+    file = tmp_path / "run.toml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(PretrainConfig, file)
+
+
+@pytest.mark.parametrize("item", ["lr", "=3", "objective.x.y=1"])
+def test_bad_sets(item):
+    with pytest.raises(ConfigError):
+        load_config(PretrainConfig, None, ["objective=mlm", item])
+
+
+def test_resolved_configuration_reads_back(tmp_path):
+    config = load_config(FinetuneConfig, None, ["method=scratch", "optim.lr=3e-4"])
+    write_config(tmp_path / "config.toml", config)
+    assert read_config(FinetuneConfig, tmp_path / "config.toml") == config
