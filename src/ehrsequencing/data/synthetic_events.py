@@ -340,8 +340,8 @@ class _Emitter:
     def _values(self, number: int, where: np.ndarray, repeat: int) -> np.ndarray:
         """Values of one lab at visits: the subject's own level, effects of states and treatment, and noise."""
         lab, subject = self.model.labs[number], self.visits.subject[where]
-        value = lab.centre + lab.between * normal(self.static[subject], _LAB + number)
-        value += lab.within * normal(self.visits.keys[where], _LAB + 100 + 2 * number + repeat)
+        own, noise = self._deviates(number, where, repeat)
+        value = lab.centre + lab.between * own + lab.within * noise
         if lab.age:
             months = self.paths.entry_months[subject] + self.visits.step[where]
             value += lab.age * (months / 12 - 60) / 10
@@ -350,6 +350,17 @@ class _Emitter:
         if lab.log_scale:
             value = np.exp(value)
         return np.clip(np.round(value, lab.decimals), lab.low, lab.high)
+
+    def _deviates(self, number: int, where: np.ndarray, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+        """Standard normal deviates of the subject's own level and of the visit, correlated with the twin's."""
+        lab = self.model.labs[number]
+        own = normal(self.static[self.visits.subject[where]], _LAB + number)
+        noise = normal(self.visits.keys[where], _LAB + 100 + 2 * number + repeat)
+        if lab.twin < 0:
+            return own, noise
+        shared, apart = lab.twin_correlation, np.sqrt(1 - lab.twin_correlation**2)
+        twin_own, twin_noise = self._deviates(lab.twin, where, repeat)
+        return shared * twin_own + apart * own, shared * twin_noise + apart * noise
 
     def _term(self, effect: Effect, where: np.ndarray) -> np.ndarray:
         """What a lab reads, at the end of the visit's step."""
