@@ -14,10 +14,10 @@ MINUTES_PER_DAY = 1_440
 REMOTE = 8
 """Kind of visit beside OUTPATIENT, EMERGENCY, INPATIENT: a clinic visit without a body to measure."""
 PANELS: dict[str, tuple[float, float, float, dict[str, float]]] = {
-    "pressure": (0.25, 0.3, 0.4, {"hypertension": 0.15}),
+    "pressure": (0.20, 0.25, 0.3, {"hypertension": 0.12}),
     "weight": (0.08, 0.0, 0.1, {"obesity": 0.08, "heart_failure": 0.15}),
     "saturation": (0.0, 0.2, 0.4, {"copd": 0.08, "asthma": 0.05, "heart_failure": 0.05}),
-    "metabolic": (0.05, 0.2, 0.5, {"diabetes": 0.05, "ckd": 0.12, "hypertension": 0.05, "heart_failure": 0.05}),
+    "metabolic": (0.04, 0.15, 0.4, {"diabetes": 0.05, "ckd": 0.10, "hypertension": 0.04, "heart_failure": 0.04}),
     "blood_count": (0.03, 0.15, 0.3, {"anemia": 0.2, "ckd": 0.03, "colorectal_cancer": 0.2, "lung_cancer": 0.2}),
     "lipid": (0.03, 0.0, 0.0, {"dyslipidemia": 0.10, "cad": 0.03, "diabetes": 0.03}),
     "glycemia": (0.03, 0.0, 0.0, {"diabetes": 0.4, "obesity": 0.05}),
@@ -40,10 +40,10 @@ PANELS: dict[str, tuple[float, float, float, dict[str, float]]] = {
 """Chance of a panel at a clinic, emergency and hospital visit, and what each known condition adds at a clinic."""
 REPEATED_PANELS = ("metabolic",)
 """Measured again before discharge of stays of three days and more."""
-CHRONIC_CODED = {OUTPATIENT: 0.18, REMOTE: 0.18, EMERGENCY: 0.08, INPATIENT: 0.35}
-REFILL_VISIT, REFILL, HOSPITAL_REFILL = 0.2, 0.95, 0.3
+CHRONIC_CODED = {OUTPATIENT: 0.14, REMOTE: 0.14, EMERGENCY: 0.08, INPATIENT: 0.30}
+REFILL_VISIT, REFILL, HOSPITAL_REFILL = 0.16, 0.97, 0.25
 HISTORY_CODED = 0.08
-ROUTINE, MINOR, HABITUAL_MINOR, INPATIENT_COMPLICATION = 0.3, 0.35, 0.6, 0.5
+ROUTINE, MINOR, HABITUAL_MINOR, INPATIENT_COMPLICATION = 0.2, 0.2, 0.7, 0.4
 REMOTE_SHARE = 0.10
 TRIGGERED_PROCEDURES = {"cad": 1, "heart_failure": 1, "afib": 1, "ckd": 4, "osteoarthritis": 3, "sleep_apnea": 1,
                         "breast_cancer": 1, "prostate_cancer": 1, "colorectal_cancer": 1, "lung_cancer": 1}  # fmt: skip
