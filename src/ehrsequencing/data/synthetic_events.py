@@ -120,7 +120,7 @@ class Events:
 
 
 def plan_visits(model: Model, paths: Trajectories) -> Visits:
-    """Place each step's visits on days: clinics on days 0 to 12 of the step, acute ones from day 14, ended by day 28."""
+    """Place visits within their steps: clinics on days 0 to 12, acute ones from day 14 on, ended by day 28."""
     steps = paths.visit.shape[0] - 1
     observed = np.arange(steps)[:, None] < paths.steps[None, :]
     visit = np.where(observed, paths.visit[1:], 0)
@@ -157,7 +157,9 @@ class _Emitter:
         self.drug = paths.drug[visits.state, visits.subject]
         self.parts: list[Events] = []
 
-    def add(self, visit: np.ndarray, minute: np.ndarray, code: np.ndarray, value: np.ndarray | None = None) -> None:
+    def add(
+        self, visit: np.ndarray, minute: np.ndarray, code: int | np.ndarray, value: np.ndarray | None = None
+    ) -> None:
         """Add events; `minute` and `code` broadcast over `visit`."""
         shape = visit.shape
         self.parts.append(
@@ -299,34 +301,31 @@ class _Emitter:
         age = (self.paths.entry_months[visits.subject] + visits.step) // 12
         heart = self.known[:, model.condition("cad")] | self.known[:, model.condition("afib")]
         clinic = visits.kind == OUTPATIENT
-        for stream, role, where in (
-            (600, "chemo", self.drug[:, model.drug("chemo")] & clinic),
-            (601, "ckd", dialysis & (visits.kind != REMOTE)),
-        ):
-            chosen = np.flatnonzero(where & (uniform(visits.keys, _PX + stream) < 0.6))
-            self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
-        for stream, role, share in (
-            (602, "screening", np.where(clinic & (age >= 45), 0.02, 0.0)),
-            (603, "immunization", np.where(clinic, 0.08, 0.0)),
-            (604, "electrocardiogram", np.where(visits.kind == REMOTE, 0.0, np.where(heart, 0.18, 0.03))),
-        ):
-            chosen = np.flatnonzero(uniform(visits.keys, _PX + stream) < share)
+        shares = (
+            ("chemo", np.where(self.drug[:, model.drug("chemo")] & clinic, 0.6, 0.0)),
+            ("ckd", np.where(dialysis & (visits.kind != REMOTE), 0.6, 0.0)),
+            ("screening", np.where(clinic & (age >= 45), 0.02, 0.0)),
+            ("immunization", np.where(clinic, 0.08, 0.0)),
+            ("electrocardiogram", np.where(visits.kind == REMOTE, 0.0, np.where(heart, 0.18, 0.03))),
+        )
+        for stream, (role, chance) in enumerate(shares):
+            chosen = np.flatnonzero(uniform(visits.keys, _PX + 600 + stream) < chance)
             self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
 
     def measurements(self) -> None:
         """Panels of labs and vitals, their members together; some again before discharge."""
         visits, kind = self.visits, self.visits.kind
         ordered: dict[str, np.ndarray] = {}
+        at_clinic = (kind == OUTPATIENT) | (kind == REMOTE)
+        male = self.paths.male[visits.subject] == 1
         for number, (panel, (clinic, emergency, stay, boosts)) in enumerate(PANELS.items()):
-            chance = np.full(len(visits), clinic)
+            chance: np.ndarray = np.full(len(visits), clinic)
             for name, boost in boosts.items():
                 chance += boost * self.known[:, self.model.condition(name)]
             chance = np.minimum(chance, 0.95)
             hospital = np.where(kind == EMERGENCY, np.maximum(emergency, 0.3 * chance), np.maximum(stay, 0.4 * chance))
-            at_clinic = (kind == OUTPATIENT) | (kind == REMOTE)
             chance = np.where(kind == REMOTE, 0.0, np.where(at_clinic, chance, hospital))
             drawn = uniform(visits.keys, _LAB + number)
-            male = self.paths.male[visits.subject] == 1
             ordered[panel] = np.flatnonzero((drawn < chance) & (male if panel == "prostate" else True))
         long_stay = (kind == INPATIENT) & (visits.end - visits.start >= 3 * MINUTES_PER_DAY)
         for number, lab in enumerate(self.model.labs):
