@@ -12,6 +12,7 @@ from ehrsequencing.data.synthetic_model import FLOOR, load_model, log_rate, pars
 from ehrsequencing.errors import DataError
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "synthetic.md"
+TABLES = Path(synthetic_model.__file__).parent
 CONDITION_COLUMNS = (
     "name", "group", "course", "sex", "levels", "requires", "onset", "age", "progress", "recede", "detect", "visits",
     "mortality", "admit", "onset_effects", "progress_effects", "recede_effects",
@@ -104,18 +105,14 @@ def test_thresholds_follow_the_hazard():
 def test_document_states_the_tables(model):
     """The tables of docs/synthetic.md are those of the model, row by row."""
     text = DOCUMENT.read_text()
-    folder = Path(synthetic_model.__file__).parent
-    for row in csv.DictReader((folder / "synthetic_conditions.csv").open()):
-        assert condition_row(row) in text, row["name"]
-    for row in csv.DictReader((folder / "synthetic_drugs.csv").open()):
-        assert drug_row(row) in text, row["name"]
+    for table, written in (("synthetic_conditions.csv", condition_row), ("synthetic_drugs.csv", drug_row)):
+        with (TABLES / table).open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                assert written(row) in text, row["name"]
 
 
 def condition_row(row: dict[str, str]) -> str:
-    fixed = [
-        row[c] or "0" for c in ("name", "group", "course", "levels", "onset", "age", "progress", "recede", "detect")
-    ]
-    return "| " + " | ".join([*fixed, row["onset_effects"], row["progress_effects"], row["recede_effects"]]) + " |"
+    return "| " + " | ".join(row[column] for column in CONDITION_COLUMNS) + " |"
 
 
 def drug_row(row: dict[str, str]) -> str:
