@@ -32,7 +32,14 @@ _bars: list[Any] = []
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function (name, done, total) that draws one bar per name."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     bars = Progress(
@@ -49,7 +56,9 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     def update(name: str, done: int, total: int, note: str = "") -> None:
         if name not in tasks:
             tasks[name] = bars.add_task(name, total=total, note=note)
-        bars.update(tasks[name], completed=done, total=total, **({"note": note} if note else {}))
+        bars.update(tasks[name], completed=done, total=total)
+        if note:
+            bars.update(tasks[name], note=note)
 
     with bars:
         _bars.append(bars)

@@ -234,7 +234,7 @@ class BEHRTForMLM(BEHRTHead):
             raise ShapeError("labels", tuple(labels.shape), tuple(codes.shape))
         masked = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
         logits = self.head(hidden.flatten(0, 1).index_select(0, masked), self.behrt.embeddings.code)
-        return ModelOutput(logits, mlm_loss(logits, labels.flatten().index_select(0, masked)))
+        return ModelOutput(logits, mlm_loss(logits, labels))
 
 
 class BEHRTForNextVisitPrediction(BEHRTHead):
