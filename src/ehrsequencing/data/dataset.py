@@ -197,16 +197,16 @@ class MedsDataset:
             SplitError: a subject in two splits, or in none.
         """
         path = Path(path)
-        found = _shard_subjects(path)
-        if not found:
+        files = sorted((path / "data").rglob("*.parquet"))
+        if not files:
             raise DataError(
                 f"{path} is not a MEDS dataset", got="no data/**/*.parquet" if path.exists() else "no such folder",
                 expected="a folder with data/", remedy="make one with `ehrseq import` or `ehrseq synth`",
             )  # fmt: skip
+        shards = _assign_splits(path, _shard_subjects(path))
+        if not shards:
+            raise DataError(f"{path} has no events", got=f"{len(files)} empty shards", expected="at least one subject")
         description = read_json(path / DATASET_FILE, DataError) if (path / DATASET_FILE).exists() else {}
-        shards = _assign_splits(path, found)
-        if not sum(len(subjects) for subjects in shards.values()):
-            raise DataError(f"{path} has no events", expected="at least one subject")
         return cls(path, description.get(MANIFEST_KEY, {}), shards)
 
     @property
@@ -347,6 +347,13 @@ def _assign_splits(path: Path, found: list[tuple[Path, pl.DataFrame]]) -> dict[P
         folder = file.relative_to(path / "data").parts[0]
         if known is not None:
             shards[file] = subjects.join(known, on="subject_id", how="left", maintain_order="left")
+            elsewhere = shards[file].filter(pl.col("split") != folder) if folder in SPLITS else shards[file].clear()
+            if len(elsewhere):
+                raise SplitError(
+                    f"{len(elsewhere)} subjects of {file} have another split in {SPLITS_FILE}",
+                    got=f"subject {elsewhere.item(0, 0)} in {folder} and {elsewhere.item(0, 1)}",
+                    expected="each subject in one split",
+                )
         elif folder in SPLITS:
             shards[file] = subjects.with_columns(split=pl.lit(folder))
         else:

@@ -278,7 +278,8 @@ def _outcomes(rows: pl.DataFrame, task: OnsetTask, flow: _Flow) -> pl.DataFrame:
 def _refuse_useless(labels: pl.DataFrame, task: OnsetTask, flow: _Flow) -> None:
     if not flow.steps.get("subjects with a matching code", {}).get("rows"):
         raise LabelError(
-            f"no subject has a code of task {task.name}", got=flow, expected=f"codes that start with {', '.join(task.codes)}",
+            f"no subject has a code of task {task.name}", got=flow,
+            expected=f"codes that start with {', '.join(task.codes)}",
             remedy="`ehrseq inspect` lists the dataset's codes",
         )  # fmt: skip
     if labels.is_empty():
@@ -314,10 +315,10 @@ def _manifest(
         "options": asdict(rules),
         "rules": [
             "visits by visit_id, events without one by calendar day",
-            f"the first prediction lies at least {rules.history_days} days after the first dated event other than birth",
+            f"at least {rules.history_days} days after the first dated event other than birth",
             f"at most one prediction per {rules.spacing_days} days and subject, the earliest first",
             f"age at prediction at least {rules.minimum_age_years:g} years",
-            "alive, and no matching code at or before the prediction time; an undated matching code excludes the subject",
+            "alive, no matching code at or before the prediction time; an undated matching code excludes the subject",
             "positive where the first matching code lies in the window, whatever follows",
             "negative where observed to the end of the window, or dead within it without onset",
             "otherwise censored and left out",

@@ -348,8 +348,8 @@ def _code_table(events: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.
         words = column.removesuffix("_id").replace("_", " ").capitalize()
         described |= {f"{prefix}//{key}": f"{words}: {text}" for key, text in mapping[column].items()}
     named = {
-        "max_glu_serum": "Maximum glucose in serum", "A1Cresult": "Haemoglobin A1c", "change": "Change of diabetes drugs",
-        "diabetesMed": "Diabetes drug prescribed", "medical_specialty": "Specialty", "payer_code": "Payer",
+        "medical_specialty": "Specialty", "payer_code": "Payer", "max_glu_serum": "Maximum glucose in serum",
+        "A1Cresult": "Haemoglobin A1c", "change": "Change of diabetes drugs", "diabetesMed": "Diabetes drug prescribed",
     }  # fmt: skip
     words_of = {prefix: named[column] for column, (prefix, *_) in CATEGORIES.items()} | {
         prefix: column.capitalize() for column, prefix in STATIC.items()
