@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -210,15 +211,20 @@ def latent_bytes(model: Model, first: int, paths: Trajectories) -> bytes:
     [steps + 1, n, conditions]; `drug`, `known` packed bits along the last axis; `memory`; `visit`; `alive`; `steps`;
     `entry_day`; `entry_months`; `male`; `smoker`; `traits`. Row 0 is entry, row k + 1 the end of step k.
     """
+    arrays = {
+        "first_subject": np.int64(first), "conditions": np.array(model.conditions.names),
+        "drugs": np.array(model.drugs.names), "traits_names": np.array(TRAITS), "memory_names": np.array(MEMORY),
+        "keys": paths.keys, "level": paths.level, "drug": np.packbits(paths.drug, axis=-1),
+        "known": np.packbits(paths.known, axis=-1), "memory": paths.memory, "visit": paths.visit,
+        "alive": paths.alive, "steps": paths.steps, "entry_day": entry_days(paths),
+        "entry_months": paths.entry_months, "male": paths.male, "smoker": paths.smoker, "traits": paths.traits,
+    }  # fmt: skip
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, first_subject=np.int64(first), conditions=np.array(model.conditions.names),
-        drugs=np.array(model.drugs.names), traits_names=np.array(TRAITS), memory_names=np.array(MEMORY),
-        keys=paths.keys, level=paths.level, drug=np.packbits(paths.drug, axis=-1),
-        known=np.packbits(paths.known, axis=-1), memory=paths.memory, visit=paths.visit, alive=paths.alive,
-        steps=paths.steps, entry_day=entry_days(paths), entry_months=paths.entry_months, male=paths.male,
-        smoker=paths.smoker, traits=paths.traits,
-    )  # fmt: skip
+    # numpy.savez_compressed has no level: level 1 takes a third of the time for a fifth more bytes.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 
