@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_with_a_remedy(world, tmp_path):
     )
     base = BEHRTForMLM.from_pretrained(world.pretrained / "model")
     with torch.no_grad():
-        base.get_input_embeddings().weight.mul_(float("inf"))
+        base.behrt.embeddings.code.weight.mul_(float("inf"))
     store = TokenStore.open(world.store)
     from ehrsequencing.training.runs import store_files
 
