@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from ehrsequencing.data.synthetic_model import MEMORY, NEVER, TRAITS, Effect, Model, Term, log_rate, threshold
-from ehrsequencing.data.synthetic_random import derive, integers, subject_keys, uniform, uniform32
+from ehrsequencing.data.synthetic_random import derive, integers, uniform, uniform32
 
 DAYS_PER_STEP = 30
 MONTHS_PER_STEP, BURN_IN_STEPS, BURN_IN_MONTHS = 1, 15, 12
@@ -196,9 +196,7 @@ def _progress(model: Model, states: States, keys: np.ndarray, months: int) -> tu
     return level, since
 
 
-def _visits(
-    model: Model, states: States, keys: np.ndarray, months: int, intake: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _visits(model: Model, states: States, keys: np.ndarray, months: int, intake: bool) -> tuple[np.ndarray, np.ndarray]:
     """Visits of the step and the condition behind an acute one."""
     conditions, acute = model.conditions, model.conditions.acute
     present = states.level[acute] > 0
@@ -329,13 +327,9 @@ def replay(model: Model, keys: np.ndarray, steps: int) -> Iterator[States]:
         yield states
 
 
-def fork(
-    model: Model, states: States, keys: np.ndarray, first_step: int, steps: int, future: int
-) -> Iterator[States]:
+def fork(model: Model, states: States, keys: np.ndarray, first_step: int, steps: int, future: int) -> Iterator[States]:
     """Another future of subjects replayed to `first_step`: the same process under keys that depend on `future`."""
     fresh = derive(derive(keys, 4), future)
     for number in range(first_step, first_step + steps):
         states = step(model, states, step_keys(fresh, number))
         yield states
-
-

@@ -14,10 +14,10 @@ MINUTES_PER_DAY = 1_440
 REMOTE = 8
 """Kind of visit beside OUTPATIENT, EMERGENCY, INPATIENT: a clinic visit without a body to measure."""
 PANELS: dict[str, tuple[float, float, float, dict[str, float]]] = {
-    "pressure": (0.25, 0.3, 0.4, {"hypertension": 0.15}),
+    "pressure": (0.20, 0.25, 0.3, {"hypertension": 0.12}),
     "weight": (0.08, 0.0, 0.1, {"obesity": 0.08, "heart_failure": 0.15}),
     "saturation": (0.0, 0.2, 0.4, {"copd": 0.08, "asthma": 0.05, "heart_failure": 0.05}),
-    "metabolic": (0.05, 0.2, 0.5, {"diabetes": 0.05, "ckd": 0.12, "hypertension": 0.05, "heart_failure": 0.05}),
+    "metabolic": (0.04, 0.15, 0.4, {"diabetes": 0.05, "ckd": 0.10, "hypertension": 0.04, "heart_failure": 0.04}),
     "blood_count": (0.03, 0.15, 0.3, {"anemia": 0.2, "ckd": 0.03, "colorectal_cancer": 0.2, "lung_cancer": 0.2}),
     "lipid": (0.03, 0.0, 0.0, {"dyslipidemia": 0.10, "cad": 0.03, "diabetes": 0.03}),
     "glycemia": (0.03, 0.0, 0.0, {"diabetes": 0.4, "obesity": 0.05}),
@@ -40,10 +40,10 @@ PANELS: dict[str, tuple[float, float, float, dict[str, float]]] = {
 """Chance of a panel at a clinic, emergency and hospital visit, and what each known condition adds at a clinic."""
 REPEATED_PANELS = ("metabolic",)
 """Measured again before discharge of stays of three days and more."""
-CHRONIC_CODED = {OUTPATIENT: 0.18, REMOTE: 0.18, EMERGENCY: 0.08, INPATIENT: 0.35}
-REFILL_VISIT, REFILL, HOSPITAL_REFILL = 0.2, 0.95, 0.3
+CHRONIC_CODED = {OUTPATIENT: 0.14, REMOTE: 0.14, EMERGENCY: 0.08, INPATIENT: 0.30}
+REFILL_VISIT, REFILL, HOSPITAL_REFILL = 0.16, 0.97, 0.25
 HISTORY_CODED = 0.08
-ROUTINE, MINOR, HABITUAL_MINOR, INPATIENT_COMPLICATION = 0.3, 0.35, 0.6, 0.5
+ROUTINE, MINOR, HABITUAL_MINOR, INPATIENT_COMPLICATION = 0.2, 0.2, 0.7, 0.4
 REMOTE_SHARE = 0.10
 TRIGGERED_PROCEDURES = {"cad": 1, "heart_failure": 1, "afib": 1, "ckd": 4, "osteoarthritis": 3, "sleep_apnea": 1,
                         "breast_cancer": 1, "prostate_cancer": 1, "colorectal_cancer": 1, "lung_cancer": 1}  # fmt: skip
@@ -120,7 +120,7 @@ class Events:
 
 
 def plan_visits(model: Model, paths: Trajectories) -> Visits:
-    """Place each step's visits on days: clinics on days 0 to 12 of the step, acute ones from day 14, ended by day 28."""
+    """Place visits within their steps: clinics on days 0 to 12, acute ones from day 14 on, ended by day 28."""
     steps = paths.visit.shape[0] - 1
     observed = np.arange(steps)[:, None] < paths.steps[None, :]
     visit = np.where(observed, paths.visit[1:], 0)
@@ -157,7 +157,9 @@ class _Emitter:
         self.drug = paths.drug[visits.state, visits.subject]
         self.parts: list[Events] = []
 
-    def add(self, visit: np.ndarray, minute: np.ndarray, code: np.ndarray, value: np.ndarray | None = None) -> None:
+    def add(
+        self, visit: np.ndarray, minute: np.ndarray, code: int | np.ndarray, value: np.ndarray | None = None
+    ) -> None:
         """Add events; `minute` and `code` broadcast over `visit`."""
         shape = visit.shape
         self.parts.append(
@@ -299,34 +301,31 @@ class _Emitter:
         age = (self.paths.entry_months[visits.subject] + visits.step) // 12
         heart = self.known[:, model.condition("cad")] | self.known[:, model.condition("afib")]
         clinic = visits.kind == OUTPATIENT
-        for stream, role, where in (
-            (600, "chemo", self.drug[:, model.drug("chemo")] & clinic),
-            (601, "ckd", dialysis & (visits.kind != REMOTE)),
-        ):
-            chosen = np.flatnonzero(where & (uniform(visits.keys, _PX + stream) < 0.6))
-            self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
-        for stream, role, share in (
-            (602, "screening", np.where(clinic & (age >= 45), 0.02, 0.0)),
-            (603, "immunization", np.where(clinic, 0.08, 0.0)),
-            (604, "electrocardiogram", np.where(visits.kind == REMOTE, 0.0, np.where(heart, 0.18, 0.03))),
-        ):
-            chosen = np.flatnonzero(uniform(visits.keys, _PX + stream) < share)
+        shares = (
+            ("chemo", np.where(self.drug[:, model.drug("chemo")] & clinic, 0.6, 0.0)),
+            ("ckd", np.where(dialysis & (visits.kind != REMOTE), 0.6, 0.0)),
+            ("screening", np.where(clinic & (age >= 45), 0.02, 0.0)),
+            ("immunization", np.where(clinic, 0.08, 0.0)),
+            ("electrocardiogram", np.where(visits.kind == REMOTE, 0.0, np.where(heart, 0.18, 0.03))),
+        )
+        for stream, (role, chance) in enumerate(shares):
+            chosen = np.flatnonzero(uniform(visits.keys, _PX + 600 + stream) < chance)
             self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
 
     def measurements(self) -> None:
         """Panels of labs and vitals, their members together; some again before discharge."""
         visits, kind = self.visits, self.visits.kind
         ordered: dict[str, np.ndarray] = {}
+        at_clinic = (kind == OUTPATIENT) | (kind == REMOTE)
+        male = self.paths.male[visits.subject] == 1
         for number, (panel, (clinic, emergency, stay, boosts)) in enumerate(PANELS.items()):
-            chance = np.full(len(visits), clinic)
+            chance: np.ndarray = np.full(len(visits), clinic)
             for name, boost in boosts.items():
                 chance += boost * self.known[:, self.model.condition(name)]
             chance = np.minimum(chance, 0.95)
             hospital = np.where(kind == EMERGENCY, np.maximum(emergency, 0.3 * chance), np.maximum(stay, 0.4 * chance))
-            at_clinic = (kind == OUTPATIENT) | (kind == REMOTE)
             chance = np.where(kind == REMOTE, 0.0, np.where(at_clinic, chance, hospital))
             drawn = uniform(visits.keys, _LAB + number)
-            male = self.paths.male[visits.subject] == 1
             ordered[panel] = np.flatnonzero((drawn < chance) & (male if panel == "prostate" else True))
         long_stay = (kind == INPATIENT) & (visits.end - visits.start >= 3 * MINUTES_PER_DAY)
         for number, lab in enumerate(self.model.labs):

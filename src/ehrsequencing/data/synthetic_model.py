@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ehrsequencing.data.schema import KINDS
 from ehrsequencing.errors import DataError
 from ehrsequencing.io import hash_bytes
 
@@ -282,8 +283,6 @@ def _labs(rows: list[dict[str, str]], known: set[str]) -> tuple[Lab, ...]:
 
 
 def _code_book(lab_rows: list[dict[str, str]]) -> CodeBook:
-    from ehrsequencing.data.schema import KINDS
-
     rows = _rows(TABLES[3])
     entries = {row["code"]: (row["description"], row["kind"], False) for row in rows}
     entries |= {row["code"]: (row["description"], row["kind"], True) for row in lab_rows}
