@@ -86,7 +86,10 @@ def test_resuming_with_other_options_or_data_is_refused(world, tmp_path):
     pretrain(world.store, tmp_path / "run", config)
     with pytest.raises(ConfigError, match=r"loop\.epochs \(1 -> 5\)"):
         pretrain(
-            world.store, tmp_path / "run", load_config(PretrainConfig, overrides={**TINY, "loop.epochs": 5}), resume=True
+            world.store,
+            tmp_path / "run",
+            load_config(PretrainConfig, overrides={**TINY, "loop.epochs": 5}),
+            resume=True,
         )
     prepare(world.meds, tmp_path / "other", min_count=5, value_bins=3)
     with pytest.raises(CheckpointError, match="belongs to another run: store"):

@@ -132,10 +132,12 @@ def test_an_existing_run_is_never_overwritten_unasked(world):
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_with_a_remedy(world, tmp_path):
-    config = load_config(PretrainConfig, overrides={**TINY, "optim.lr": 1.0, "optim.clip": 1e9, "optim.warmup_share": 0})
+    config = load_config(
+        PretrainConfig, overrides={**TINY, "optim.lr": 1.0, "optim.clip": 1e9, "optim.warmup_share": 0}
+    )
     base = BEHRTForMLM.from_pretrained(world.pretrained / "model")
     with torch.no_grad():
-        base.get_input_embeddings().weight.mul_(float("inf"))
+        base.behrt.embeddings.code.weight.mul_(float("inf"))
     store = TokenStore.open(world.store)
     from ehrsequencing.training.runs import store_files
 

@@ -6,8 +6,10 @@ from ehrsequencing.errors import ConfigError
 
 def test_precedence_file_then_set_then_flag(tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text('[optim]\nlr = 1e-2\nweight_decay = 0.5\n[loop]\nepochs = 7\n')
-    config = load_config(PretrainConfig, file, ["optim.lr=2e-2", "loop.epochs=8"], {"loop.epochs": 9, "loop.seed": None})
+    file.write_text("[optim]\nlr = 1e-2\nweight_decay = 0.5\n[loop]\nepochs = 7\n")
+    config = load_config(
+        PretrainConfig, file, ["optim.lr=2e-2", "loop.epochs=8"], {"loop.epochs": 9, "loop.seed": None}
+    )
     assert (config.optim.lr, config.optim.weight_decay, config.loop.epochs, config.loop.seed) == (0.02, 0.5, 9, 0)
 
 

@@ -68,7 +68,9 @@ def test_nobody_imports_the_command_line_or_benchmarks() -> None:
         for path in sorted((ROOT / package).glob("*.py")):
             if path.name == "__main__.py":
                 continue
-            assert not any(name.startswith(("ehrsequencing.cli", "ehrsequencing.benchmarks")) for name in imported(path))
+            assert not any(
+                name.startswith(("ehrsequencing.cli", "ehrsequencing.benchmarks")) for name in imported(path)
+            )
 
 
 def run(code: str) -> str:

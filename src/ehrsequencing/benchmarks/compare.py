@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
@@ -19,7 +21,7 @@ from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.evaluation.bootstrap import Estimate, paired_difference, summarise_seeds
 from ehrsequencing.evaluation.calibration import calibration_curve
-from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points
+from ehrsequencing.evaluation.metrics import f1_threshold
 from ehrsequencing.evaluation.predict import load_classifier, predict, prediction_frame
 from ehrsequencing.io import atomic_path, hash_file, read_json, write_json
 from ehrsequencing.tracking.report import write_report
@@ -160,7 +162,7 @@ def _run_arm(
                     store,
                     split,
                     examples[split],
-                    progress=lambda done, total, label=f"{row.model} {split}": progress(label, done, total),
+                    progress=partial(progress, f"{row.model} {split}"),
                 )
             )
         inference += time.monotonic() - started
@@ -172,7 +174,8 @@ def _run_arm(
         seconds=seconds,
         trainable_parameters=metadata["parameters"]["trainable"],
         notes=f"{1000 * inference / histories:.1f} ms per history at inference",
-        **predictions,
+        tuning=predictions["tuning"],
+        held_out=predictions["held_out"],
     )
 
 
@@ -200,7 +203,7 @@ def _baseline_arms(
             targets["tuning"],
             seed=seed,
             threads=threads,
-            progress=lambda done, total, name=name: progress(name, done, total),
+            progress=partial(progress, name),
         )
         arms.append(
             Arm(
@@ -217,9 +220,7 @@ def _baseline_arms(
     return arms
 
 
-def _judge(
-    arm: Arm, examples: dict[str, Examples], task: str, resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:
+def _judge(arm: Arm, examples: dict[str, Examples], task: str, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
     truth = np.asarray(examples["tuning"].target) > 0.5
     held = examples["held_out"]
     found = summarise_seeds(
@@ -238,9 +239,7 @@ def _entry(estimate: Estimate, *leave_out: str) -> dict[str, Any]:
     return {key: value for key, value in estimate.to_dict().items() if key not in leave_out}
 
 
-def _difference(
-    a: Arm, b: Arm, metric: str, held: Examples, task: str, resamples: int, seed: int
-) -> dict[str, Any]:
+def _difference(a: Arm, b: Arm, metric: str, held: Examples, task: str, resamples: int, seed: int) -> dict[str, Any]:
     estimate = paired_difference(
         np.asarray(held.target) > 0.5,
         a.held_out,
@@ -262,9 +261,9 @@ def _report_sections(
 ) -> dict[str, Any]:
     held = examples["held_out"]
     truth = np.asarray(held.target) > 0.5
+    curves = {arm.name: _curves(truth, arm.held_out[0]) for arm in arms}
     return {
         "title": f"Held-out evaluation of {task}",
-        "task": task,
         "models": [
             {
                 "model": arm.name,
@@ -276,14 +275,13 @@ def _report_sections(
             for arm in arms
         ],
         "differences": differences,
-        "roc": {arm.name: _points(roc_points(truth, arm.held_out[0])) for arm in arms},
-        "pr": {arm.name: _points(precision_recall_points(truth, arm.held_out[0])) for arm in arms},
+        "roc": {name: found["roc"] for name, found in curves.items()},
+        "pr": {name: found["pr"] for name, found in curves.items()},
         "calibration": {arm.name: calibration_curve(truth, arm.held_out[0], bins=10) for arm in arms},
         "cohort": flow_section(manifest),
         "data": {
             f"{split} examples (positives, subjects)": (
-                f"{len(rows.index):,} ({int(np.asarray(rows.target).sum()):,}, "
-                f"{len(np.unique(rows.subject_id)):,})"
+                f"{len(rows.index):,} ({int(np.asarray(rows.target).sum()):,}, {len(np.unique(rows.subject_id)):,})"
             )
             for split, rows in examples.items()
         },
@@ -295,8 +293,14 @@ def _report_sections(
     }
 
 
-def _points(curve: tuple[np.ndarray, np.ndarray], most: int = 200) -> dict[str, list[float]]:
-    x, y = curve
+def _curves(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, dict[str, list[float]]]:
+    """ROC and precision-recall curves, thinned to what a page can show."""
+    false_positive, true_positive, _ = roc_curve(truth, probabilities)
+    precision, recall, _ = precision_recall_curve(truth, probabilities)
+    return {"roc": _points(false_positive, true_positive), "pr": _points(recall[::-1], precision[::-1])}
+
+
+def _points(x: np.ndarray, y: np.ndarray, most: int = 200) -> dict[str, list[float]]:
     keep = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
     return {"x": [float(v) for v in x[keep]], "y": [float(v) for v in y[keep]]}
 
@@ -340,7 +344,9 @@ def evaluate_run(
         progress=progress,
     )
     sections = read_json(run / "report_data.json") | comparison.report
-    sections["curves"] = {arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)}
+    sections["curves"] = {
+        arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)
+    }
     sections["caveats"] = comparison_caveats(comparison)
     return finish_comparison(run, comparison, sections)
 

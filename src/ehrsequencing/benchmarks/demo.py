@@ -93,9 +93,7 @@ def run_demo(
                     out / "store",
                     labels,
                     arms / method,
-                    load_config(
-                        FinetuneConfig, overrides={"loop.seed": seed, "method": method, **FINETUNE[method]}
-                    ),
+                    load_config(FinetuneConfig, overrides={"loop.seed": seed, "method": method, **FINETUNE[method]}),
                     from_run=arms / "pretrain" if method == "lora" else None,
                     observer=observer,
                 )

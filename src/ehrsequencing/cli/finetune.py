@@ -21,6 +21,7 @@ def finetune(
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most epochs.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings that differ by seed.")] = 1,
     device: Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")] = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -45,12 +46,21 @@ def finetune(
         },
     )
     from ehrsequencing.tracking.report import write_report
-    from ehrsequencing.training.finetune import finetune as run
 
-    with observed(f"finetune {options.method}") as observer:
-        summary = run(
-            store, labels, out, options, from_run=from_run, resume=resume, overwrite=overwrite, observer=observer
-        )
+    if seeds == 1:
+        from ehrsequencing.training.finetune import finetune as run
+
+        with observed(f"finetune {options.method}") as observer:
+            summary = run(
+                store, labels, out, options, from_run=from_run, resume=resume, overwrite=overwrite, observer=observer
+            )
+    else:
+        from ehrsequencing.benchmarks.seeds import finetune_seeds
+
+        summary = finetune_seeds(
+            store, labels, out, options, seeds,
+            from_run=from_run, resume=resume, overwrite=overwrite, observed=observed,
+        )  # fmt: skip
     for name, metrics in summary["metrics"].items():
         for metric, entry in metrics.items():
             say(f"{name:36} {metric}  {entry['value']:.3f}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from ehrsequencing.errors import ConfigError
 
 MAX_AGE = 119
 UNKNOWN_AGE = 120
-_LENGTH_JITTER = 0.05
+_PLANS_KEPT = 4
+_LENGTH_JITTER = 0.02
 """Lengths are blurred by this share before sorting, so that neighbours in length change from epoch to epoch."""
 
 
@@ -53,15 +53,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def inputs(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The tensors that a model asks for, by the name of its argument."""
-        return {name: getattr(self, name) for name in names}
-
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: None if item is None else item.to(device) for name, item in tensors.items()}
         return Batch(**moved)
+
+    def inputs(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors, as keyword arguments of a model's `forward`."""
+        return {name: getattr(self, name) for name in names}
 
 
 def plan_batches(
@@ -152,15 +152,19 @@ class BatchSource:
         self._windows = truncated(split, examples.index, examples.until, max_length - 1)
         self.lengths = 1 + self._windows.lengths
         """Tokens per example, CLS included; int64 [n]."""
-        # A few plans are kept: an epoch asks for its own again with every batch.
-        self._plan = lru_cache(maxsize=4)(self._make_plan)
+        self._plans: dict[tuple[int, bool], list[np.ndarray]] = {}
         self._plan(0, True)
 
-    def _make_plan(self, epoch: int, shuffle: bool) -> list[np.ndarray]:
-        return plan_batches(
-            self.lengths, self.token_budget,
-            seed=self.seed, epoch=epoch, shuffle=shuffle, max_examples=self.max_examples,
-        )  # fmt: skip
+    def _plan(self, epoch: int, shuffle: bool) -> list[np.ndarray]:
+        """The epoch's plan; the last few are kept, since every batch of an epoch asks for it again."""
+        if (epoch, shuffle) not in self._plans:
+            if len(self._plans) >= _PLANS_KEPT:
+                del self._plans[next(iter(self._plans))]
+            self._plans[epoch, shuffle] = plan_batches(
+                self.lengths, self.token_budget,
+                seed=self.seed, epoch=epoch, shuffle=shuffle, max_examples=self.max_examples,
+            )  # fmt: skip
+        return self._plans[epoch, shuffle]
 
     def num_batches(self, epoch: int) -> int:
         """Batches of an epoch; it varies a little between epochs."""
@@ -198,7 +202,7 @@ class BatchSource:
         cell = example * width + 1 + position
 
         def grid(flat: np.ndarray, fill: float, dtype: type) -> np.ndarray:
-            full = np.full(count * width, fill, dtype=dtype)
+            full: np.ndarray = np.full(count * width, fill, dtype=dtype)
             full[cell] = flat
             return full.reshape(count, width)
 

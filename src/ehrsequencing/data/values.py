@@ -18,9 +18,8 @@ GRID_POINTS = 101
 MAX_DISCRETE_BINS = 12
 MIN_BIN_SHARE = 0.01
 """A value needs this share of the events (and `min_count` events) to have a bin of its own."""
-_MOSTLY = 0.8
-_MAX_DISTINCT = 256
-_MAX_COMMON = 16
+_MOSTLY, _MAX_DISTINCT, _MAX_COMMON = 0.8, 256, 16
+"""Values are few when there are at most 12, or when at most 16 of at most 256 have a bin's share and 80 % in all."""
 
 
 class ValueStatistics:
@@ -41,7 +40,7 @@ class ValueStatistics:
         n: Sequence[int],
         mean: Sequence[float],
         sd: Sequence[float],
-        grid: Sequence[Sequence[float]],
+        grid: Sequence[Sequence[float]] | Sequence[np.ndarray],
         edges: Sequence[Sequence[float]],
     ) -> None:
         self.codes, self.units = tuple(codes), tuple(units)
@@ -128,14 +127,8 @@ class ValueStatistics:
         rows, values = np.asarray(rows), np.asarray(values, dtype=np.float32)
         known = np.flatnonzero((rows >= 0) & ~np.isnan(values))
         row, value = rows[known], values[known]
-        # Bisection for the number of percentiles at or below each value, all values at once.
-        low, high = np.zeros(len(known), dtype=np.int64), np.full(len(known), GRID_POINTS)
-        for _ in range(GRID_POINTS.bit_length()):
-            middle = (low + high) // 2
-            open_ = low < high
-            below = open_ & (self.grid[row, np.minimum(middle, GRID_POINTS - 1)] <= value)
-            low = np.where(below, middle + 1, low)
-            high = np.where(open_ & ~below, middle, high)
+        # One search over the percentiles of all rows: those at or below each value, less those of earlier rows.
+        low = np.searchsorted(self._grid_keys, _keys(row, value), side="right") - row.astype(np.int64) * GRID_POINTS
         inside = (low > 0) & (low < GRID_POINTS)
         left = self.grid[row, np.maximum(low - 1, 0)].astype(np.float64)
         right = self.grid[row, np.minimum(low, GRID_POINTS - 1)].astype(np.float64)
@@ -157,6 +150,10 @@ class ValueStatistics:
             np.concatenate([self.grid, other.grid[new]]).tolist(),
             [*self._inner_edges(), *(other._inner_edges()[row] for row in new)],
         )
+
+    @cached_property
+    def _grid_keys(self) -> np.ndarray:
+        return _keys(np.repeat(np.arange(len(self)), GRID_POINTS), self.grid.ravel())
 
     @cached_property
     def hash(self) -> str:
@@ -203,6 +200,16 @@ class ValueStatistics:
         return statistics
 
 
+def _keys(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Integers that sort by row, then by value: the bits of a float32 order like the number, once negatives flip.
+
+    >>> _keys(np.array([0, 0, 0, 1]), np.array([-2, -1, 0.5, -3], dtype=np.float32)).argsort().tolist()
+    [0, 1, 2, 3]
+    """
+    bits = (values + np.float32(0)).view(np.int32).astype(np.int64)
+    return (rows.astype(np.int64) << 32) + (bits ^ ((bits >> 31) & 0x7FFFFFFF))
+
+
 def _short(value: np.floating) -> float:
     """The shortest decimal that reads back as the same float32."""
     return float(str(value))
@@ -220,8 +227,8 @@ def _bin_edges(
     total = int(counts.sum())
     enough = max(MIN_BIN_SHARE * total, min_count)
     common = counts >= enough
-    few = len(values) <= _MAX_DISTINCT and common.sum() <= _MAX_COMMON
-    if few and counts[common].sum() >= _MOSTLY * total:
+    countable = len(values) <= _MAX_DISTINCT and common.sum() <= _MAX_COMMON
+    if len(values) <= MAX_DISCRETE_BINS or (countable and counts[common].sum() >= _MOSTLY * total):
         return _merged_edges(values.tolist(), counts.tolist(), enough, max_discrete_bins)
     inner = np.unique(_quantiles(values, counts, np.arange(1, value_bins), value_bins))
     return [_short(edge) for edge in inner if edge < values[-1]]

@@ -95,14 +95,11 @@ class Vocabulary:
 
     @classmethod
     def _from_table(cls, codes: Sequence[str], kinds: Sequence[int], has_token: np.ndarray) -> Vocabulary:
-        rows, bins = np.nonzero(has_token)
-        names = [
-            value_token(codes[row], value_bin) for row, value_bin in zip(rows.tolist(), bins.tolist(), strict=True)
-        ]
-        tokens = [*SPECIAL_TOKENS, *names]
-        token_codes = [*[None] * NUM_SPECIAL, *(codes[row] for row in rows.tolist())]
-        token_kinds = [*[_OTHER] * NUM_SPECIAL, *np.asarray(kinds, dtype=np.uint8)[rows].tolist()]
-        return cls(tokens, token_codes, token_kinds, np.zeros(len(tokens), dtype=np.int64))
+        pairs = np.argwhere(has_token).tolist()
+        tokens = [*SPECIAL_TOKENS, *(value_token(codes[row], value_bin) for row, value_bin in pairs)]
+        token_codes = [*[None] * NUM_SPECIAL, *(codes[row] for row, _ in pairs)]
+        token_kinds = [*[_OTHER] * NUM_SPECIAL, *(kinds[row] for row, _ in pairs)]
+        return cls(tokens, token_codes, token_kinds, [0] * len(tokens))
 
     def __len__(self) -> int:
         return len(self.tokens)

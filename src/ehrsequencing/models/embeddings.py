@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.dropout import Dropout
 
 
 class AgeEmbedding(nn.Module):
@@ -138,7 +139,7 @@ class BEHRTEmbedding(nn.Module):
         self.time = TimeEmbedding(width) if config.time_embedding else None
         self.value = ValueEmbedding(width) if config.use_values else None
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.projection = nn.Linear(width, config.hidden_dim) if width != config.hidden_dim else nn.Identity()
 
     def forward(

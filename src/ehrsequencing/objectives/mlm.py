@@ -126,56 +126,72 @@ def mask_tokens(
     return inputs, labels
 
 
-def _scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    if logits.shape[:-1] != labels.shape:
-        raise ShapeError("labels", tuple(labels.shape), tuple(logits.shape[:-1]))
-    logits, labels = logits.flatten(0, -2), labels.flatten()
+def _aligned(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, vocab_size] and labels [n] of labelled positions, from either form of logits that a model returns."""
     kept = labels != IGNORE_INDEX
-    return logits[kept], labels[kept]
+    if logits.shape[:-1] == labels.shape:
+        return logits[kept], labels[kept]
+    targets = labels[kept]
+    if logits.shape[:-1] != targets.shape:
+        expected = f"{tuple(logits.shape[:-1])}, or that many labelled positions"
+        raise ShapeError("labels", f"{tuple(labels.shape)} with {len(targets)} labelled", expected)
+    return logits, targets
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over labelled positions, in nats; 0 where there is none.
 
     Args:
-        logits: Float [..., vocab_size].
+        logits: Float [..., vocab_size], of all positions or, in row-major order, of the labelled ones alone.
         labels: Long [...]; positions of -100 are ignored.
+
+    Raises:
+        ShapeError: logits and labels are of different numbers of positions.
     """
-    if logits.shape[:-1] != labels.shape:
-        raise ShapeError("labels", tuple(labels.shape), tuple(logits.shape[:-1]))
+    logits, targets = _aligned(logits, labels)
     # The sum over the count, not the built-in mean: that is NaN where nothing is labelled.
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
 
 
 def mlm_statistics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Sums to be added over batches: loss_sum (nats), correct, top10, count.
 
     Args:
-        logits: Float [..., vocab_size].
-        labels: Long [...]; positions of -100 are ignored.
+        logits: As for `mlm_loss`.
+        labels: As for `mlm_loss`.
+
+    Raises:
+        ShapeError: logits and labels are of different numbers of positions.
     """
-    logits, labels = _scored(logits.detach(), labels)
-    best = logits.topk(min(10, logits.shape[-1]), dim=-1).indices
-    hits = best == labels[:, None]
+    logits, targets = _aligned(logits.detach(), labels)
+    hits = logits.topk(min(10, logits.shape[-1]), dim=-1).indices == targets[:, None]
     return {
-        "loss_sum": float(F.cross_entropy(logits.float(), labels, reduction="sum")),
+        "loss_sum": float(F.cross_entropy(logits.float(), targets, reduction="sum")),
         "correct": float(hits[:, 0].sum()),
         "top10": float(hits.sum()),
-        "count": float(len(labels)),
+        "count": float(len(targets)),
     }
 
 
-def uniform_floor(used: Tensor) -> dict[str, float]:
-    """Statistics, per position, of guessing evenly among the codes in use.
+def uniform_floor(targets: Tensor, used: Tensor) -> dict[str, float]:
+    """Statistics of guessing evenly among the codes in use; correct and top10 are their expectations.
 
     Args:
+        targets: Long [n], the masked codes; only their number matters.
         used: Bool [vocab_size], True for codes that occur in train.
+
+    Raises:
+        ConfigError: no code is in use.
     """
-    size = int(used.sum())
+    size, count = int(used.sum()), len(targets)
     if size == 0:
         raise ConfigError("codes in use", got=0, expected="at least 1")
-    return {"loss_sum": math.log(size), "correct": 1 / size, "top10": min(1.0, 10 / size), "count": 1.0}
+    return {
+        "loss_sum": count * math.log(size),
+        "correct": count / size,
+        "top10": count * min(1.0, 10 / size),
+        "count": float(count),
+    }
 
 
 def unigram_probabilities(train_counts: Tensor, num_special: int = 5) -> Tensor:

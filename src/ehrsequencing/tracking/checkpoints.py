@@ -6,6 +6,8 @@ import errno
 import io as memory
 import os
 import pickle
+import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,6 +19,27 @@ from ehrsequencing.io import atomic_path
 
 # Exact types: numpy.float64 is a subclass of float, is pickled as numpy and then refused by weights_only.
 _PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+class _ChecksumError(Exception):
+    pass
+
+
+# What torch, pickle and zipfile raise for bytes that are not what was written.
+_DAMAGE = (
+    _ChecksumError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    struct.error,
+    OSError,
+)
 
 
 def save_together(states: Mapping[Path, Mapping[str, Any]]) -> None:
@@ -71,8 +94,13 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu", *, mmap: bool =
     if not path.is_file():
         raise CheckpointError(f"the checkpoint {path} is missing", remedy="check the path, or start without --resume")
     try:
+        # torch does not compare the checksums of the tensors it reads.
+        if not mmap and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if (broken := archive.testzip()) is not None:
+                    raise _ChecksumError(f"a wrong checksum in {broken}")
         state = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, OSError) as problem:
+    except _DAMAGE as problem:
         raise CheckpointError(
             f"the checkpoint {path} is damaged or not a checkpoint",
             got=str(problem).split("\n")[0][:200],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import math
 import os
@@ -18,23 +16,15 @@ from typing import Any, Self
 
 from ehrsequencing.errors import CheckpointError, ConfigError, MetricError, RunError
 from ehrsequencing.io import atomic_path, read_json, versions, write_json, write_text
+from ehrsequencing.tracking import rundir
 from ehrsequencing.tracking.checkpoints import checkpoint_epoch, load_checkpoint, save_together
 from ehrsequencing.tracking.summary import check_metrics
 from ehrsequencing.tracking.text import summary_text
+from ehrsequencing.tracking.values import number, plain
 
 logger = logging.getLogger(__name__)
 
 STATUSES = ("running", "completed", "failed", "interrupted", "early_stopped")
-RUN_FILES = (
-    "metadata.json",
-    "hyperparameters.json",
-    "summary.json",
-    "SUMMARY.txt",
-    "report_data.json",
-    "report.html",
-)
-RUN_FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "arms")
-_LOCK = ".lock"
 _RESERVED = ("experiment_name", "status", "created", "ended", "seconds", "error", "best_epoch", "resumed", "non_finite")
 
 History = dict[str, list[dict[str, Any]]]
@@ -85,14 +75,16 @@ class ExperimentTracker:
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise RunError(f"{self.run_dir} is no folder", remedy="choose another name")
         if not (resume or exist_ok):
-            self._refuse_existing()
+            rundir.refuse_existing(self.run_dir)
+        if exist_ok:
+            rundir.refuse_foreign(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._release = weakref.finalize(self, os.close, _lock(self.run_dir))
+        self._release = weakref.finalize(self, os.close, rundir.lock(self.run_dir))
         if resume:
             self._resume()
         else:
             if exist_ok:
-                self._discard()
+                rundir.discard(self.run_dir)
             self._metadata: dict[str, Any] = {
                 "experiment_name": experiment_name,
                 "status": "running",
@@ -127,7 +119,7 @@ class ExperimentTracker:
         Raises:
             ConfigError: a value is NaN or infinite, or no JSON value.
         """
-        self._hyperparameters |= _plain(hyperparameters, "hyperparameters")
+        self._hyperparameters |= plain(hyperparameters, "hyperparameters")
         write_json(self.run_dir / "hyperparameters.json", self._hyperparameters)
 
     def log_metadata(self, metadata: Mapping[str, Any]) -> None:
@@ -139,7 +131,7 @@ class ExperimentTracker:
         reserved = sorted(set(metadata) & set(_RESERVED))
         if reserved:
             raise ConfigError("metadata uses names that the tracker writes itself", got=", ".join(reserved))
-        self._metadata |= _plain(metadata, "metadata")
+        self._metadata |= plain(metadata, "metadata")
         self._write_metadata()
 
     def log_metrics(self, metrics: Mapping[str, Any], epoch: int) -> None:
@@ -157,7 +149,7 @@ class ExperimentTracker:
         """
         if type(epoch) is not int or epoch < 0:
             raise MetricError("the epoch is malformed", got=repr(epoch), expected="an int from 0")
-        values = {name: _number(name, value) for name, value in metrics.items()}
+        values = {name: number(name, value) for name, value in metrics.items()}
         for name in values:
             if (earlier := self._history.get(name)) and earlier[-1]["epoch"] >= epoch:
                 raise MetricError(
@@ -188,6 +180,8 @@ class ExperimentTracker:
         self._history = {name: items for name, items in kept.items() if items}
         strange = [item for item in self._metadata.get("non_finite", []) if item["epoch"] <= epoch]
         self._metadata.pop("non_finite", None)
+        if self._metadata.get("best_epoch", -1) > epoch:
+            del self._metadata["best_epoch"]
         if strange:
             self._metadata["non_finite"] = strange
         self._write_history()
@@ -235,7 +229,7 @@ class ExperimentTracker:
             "epoch": epoch,
             "model": model.state_dict(),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
-            "metrics": {name: _number(name, value) for name, value in metrics.items()},
+            "metrics": {name: number(name, value) for name, value in metrics.items()},
         }
         adapted = any("lora" in name for name, _ in model.named_modules())
         trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -327,7 +321,7 @@ class ExperimentTracker:
         summary = {
             "experiment_name": self.experiment_name,
             "metrics": check_metrics(metrics or {}),
-            "best": _plain(self.best() if best is None else best, "best"),
+            "best": plain(self.best() if best is None else best, "best"),
             "notes": list(notes),
         }
         write_json(self.run_dir / "summary.json", summary)
@@ -356,27 +350,6 @@ class ExperimentTracker:
         finally:
             self.close()
 
-    def _refuse_existing(self) -> None:
-        if self.run_dir.exists() and any(not _is_scratch(path) for path in self.run_dir.iterdir()):
-            raise RunError(
-                f"{self.run_dir} holds something already",
-                remedy="--resume continues it, another name keeps it, --overwrite replaces it",
-            )
-
-    def _discard(self) -> None:
-        content = [path for path in self.run_dir.iterdir() if path.name != _LOCK]
-        if any(not _is_scratch(path) for path in content) and not (self.run_dir / "metadata.json").is_file():
-            self.close()
-            raise RunError(
-                f"{self.run_dir} is no run directory, so it is not overwritten", remedy="choose another name"
-            )
-        # The mark of a run goes last: an interrupted clean-up can be repeated.
-        for path in sorted(content, key=lambda path: path.name == "metadata.json"):
-            if path.name in RUN_FOLDERS and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name in RUN_FILES or _is_scratch(path):
-                _remove(path)
-
     def _resume(self) -> None:
         metadata = read_json(self.run_dir / "metadata.json", remedy="start the run anew with --overwrite")
         if not isinstance(metadata, dict) or metadata.get("status") not in STATUSES:
@@ -388,8 +361,7 @@ class ExperimentTracker:
         if self.previous_status == "running":
             logger.warning("%s: the earlier process was killed before it could write how it ended", self.run_dir)
         for folder in (self.run_dir, self.checkpoint_dir, self.plot_dir, self.log_dir):
-            for path in folder.glob(".*.partial-*"):
-                _remove(path)
+            rundir.remove_partial(folder)
         self._finish_renames()
         note = {"at": _now(), "previous_status": self.previous_status}
         metadata["resumed"] = [*metadata.get("resumed", []), note]
@@ -431,56 +403,3 @@ class ExperimentTracker:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _is_scratch(path: Path) -> bool:
-    return path.name == _LOCK or (path.name.startswith(".") and ".partial-" in path.name)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _lock(folder: Path) -> int:
-    # POSIX record locks die with the process and, unlike flock, are not inherited by forked data workers, which may
-    # outlive a killed parent by a moment.
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as problem:
-        if problem.errno in (errno.EACCES, errno.EAGAIN):
-            os.close(descriptor)
-            raise RunError(
-                f"{folder} is being written by another process", remedy="wait for it, stop it, or choose another name"
-            ) from None
-        if problem.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
-            os.close(descriptor)
-            raise
-        logger.warning("%s: this file system has no locks, so two processes writing here go unnoticed", folder)
-    return descriptor
-
-
-def _number(name: str, value: Any) -> float:
-    plain = value.item() if hasattr(value, "item") else value
-    if isinstance(plain, bool) or not isinstance(plain, int | float):
-        raise MetricError(f"metric {name!r} is no number", got=type(plain).__name__, expected="a number")
-    return float(plain)
-
-
-def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where} cannot be written as JSON", got=value, expected="a finite number or null")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ConfigError(f"{where} cannot be written as JSON", got=type(value).__name__)

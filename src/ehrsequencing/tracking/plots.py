@@ -25,7 +25,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 def _save(figure: Any, path: Path) -> None:
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
 
 
 def _plain_text(text: str) -> str:
@@ -99,4 +99,22 @@ def confusion_plot(path: Path, counts: np.ndarray, class_names: Sequence[str]) -
     axes.set_xticks(range(classes), names, rotation=30 if classes > 3 else 0, ha="right" if classes > 3 else "center")
     axes.set_yticks(range(classes), names)
     axes.set(xlabel="Predicted class", ylabel="True class")
+    _save(figure, path)
+
+
+def size_plot(path: Path, points: Mapping[str, tuple[int, Mapping[str, Any]]], label: str, title: str) -> None:
+    """Draw each model's metric with its interval against its trained parameters on a logarithmic axis."""
+    figure, axes = _figure(7, 4.2)
+    for index, (name, (size, entry)) in enumerate(points.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        if entry.get("low") is not None and entry.get("high") is not None:
+            axes.vlines(size, entry["low"], entry["high"], color=colour, lw=1.5)
+        axes.plot([size], [entry["value"]], "o", color=colour)
+        axes.annotate(_plain_text(name), (size, entry["value"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
+    axes.set_xscale("log")
+    axes.margins(x=0.25, y=0.15)
+    axes.set(xlabel="Trained parameters (logarithmic)", ylabel=_plain_text(label))
+    axes.set_title(_plain_text(title), loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
     _save(figure, path)

@@ -45,7 +45,7 @@ def summary_text(
     if summary.get("notes"):
         lines += ["", "Notes:", *(f"  - {' '.join(str(note).split())}" for note in summary["notes"])]
     if hyperparameters:
-        lines += ["", "Hyperparameters:", *_pairs(_flatten(hyperparameters))]
+        lines += ["", "Hyperparameters:", *_pairs(flatten(hyperparameters))]
     return "\n".join(lines) + "\n"
 
 
@@ -60,11 +60,12 @@ def _pairs(items: Mapping[str, Any]) -> list[str]:
     return [f"  {key!s:<{width}}  {value}" for key, value in items.items()]
 
 
-def _flatten(items: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(items: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level: {"a": {"b": 1}} becomes {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in items.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

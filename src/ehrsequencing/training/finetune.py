@@ -89,7 +89,9 @@ def finetune(
         )
     if config.method == "scratch" and from_run is not None:
         raise ConfigError(
-            "--method scratch starts from nothing", got=f"--from {from_run}", remedy="leave out --from, or --method full"
+            "--method scratch starts from nothing",
+            got=f"--from {from_run}",
+            remedy="leave out --from, or --method full",
         )
     store = TokenStore.open(store_path)
     labels, manifest = read_labels(labels_path)
@@ -204,9 +206,7 @@ def finetune(
         return read_json(tracker.run_dir / "summary.json")
 
 
-def binary_examples(
-    store: TokenStore, labels: Any, source: str, splits: tuple[str, ...]
-) -> dict[str, Examples]:
+def binary_examples(store: TokenStore, labels: Any, source: str, splits: tuple[str, ...]) -> dict[str, Examples]:
     """Labelled histories per split.
 
     Raises:
@@ -263,7 +263,7 @@ def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEH
             UserWarning,
             stacklevel=2,
         )
-    return apply_lora_to_behrt(
+    apply_lora_to_behrt(
         model,
         rank=options.rank,
         alpha=options.alpha,
@@ -272,4 +272,4 @@ def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEH
         lora_feedforward=options.feedforward,
         train_embeddings=options.train_embeddings or not model.pretrained_parameters,
     )
-
+    return model

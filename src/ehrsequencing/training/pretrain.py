@@ -82,9 +82,7 @@ def pretrain(
             model = BEHRTForMLM.from_pretrained(base_folder, vocabulary_hash=store.vocabulary.hash)
         max_length = model.config.max_length
         sources = {
-            split: batch_source(
-                store, split, Examples.whole_histories(store.split(split)), config.loop, max_length
-            )
+            split: batch_source(store, split, Examples.whole_histories(store.split(split)), config.loop, max_length)
             for split in ("train", "tuning")
         }
         plan = MLMPlan(

@@ -1,5 +1,6 @@
 """The trackers at the path that the first users of the package import them from."""
 
-from ehrsequencing.tracking.experiment import ExperimentTracker, load_checkpoint
+from ehrsequencing.tracking.benchmark import BenchmarkTracker
+from ehrsequencing.tracking.experiment import ExperimentTracker
 
-__all__ = ["ExperimentTracker", "load_checkpoint"]
+__all__ = ["BenchmarkTracker", "ExperimentTracker"]

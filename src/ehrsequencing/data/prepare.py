@@ -1,0 +1,259 @@
+"""From a MEDS dataset to a token store: fit on train, then encode shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.data.encode import Encoder
+from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
+from ehrsequencing.data.store import SplitWriter, TokenStore, write_manifest
+from ehrsequencing.data.survey import Survey, is_event, survey
+from ehrsequencing.data.values import MAX_DISCRETE_BINS, VALUES_FILE, ValueStatistics
+from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK, VOCABULARY_FILE, Vocabulary
+from ehrsequencing.errors import ConfigError, DataError, StoreError
+from ehrsequencing.io import atomic_directory, hash_bytes, versions
+
+_MAX_VALUE_BINS = 100
+
+
+def prepare(
+    meds: str | Path,
+    store: str | Path,
+    *,
+    min_count: int = 5,
+    value_bins: int = 5,
+    vocabulary_from: str | Path | None = None,
+    extend_vocabulary: bool = False,
+    max_age_years: float = 125.0,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokenStore:
+    """Write the token store of a dataset; the folder appears whole or not at all.
+
+    Vocabulary and value statistics come from the train split alone. A dataset with a fixed code book gets the whole
+    book as its vocabulary (numeric codes: `value_bins` tokens and the bare one; `min_count` then only bounds bins).
+    `MEDS_BIRTH` and `MEDS_DEATH` become times of the subject and no tokens. Reads every shard twice and holds one at
+    a time. The same dataset and options give the same bytes.
+
+    Args:
+        meds: MEDS dataset.
+        store: Folder to write.
+        min_count: Codes and bins that are rarer in train have no token of their own.
+        value_bins: Quantile bins of a code with many distinct values.
+        vocabulary_from: Store or model folder whose vocabulary and value statistics to use instead of fitting;
+            unknown codes become UNK, and the manifest states their share.
+        extend_vocabulary: Append what this train split has besides; the old ids and statistics stay.
+        max_age_years: Events at greater ages are refused.
+        overwrite: Replace an existing store.
+        progress: Called with shards done and in all; each is read twice.
+
+    Raises:
+        ConfigError: an option out of range, `extend_vocabulary` without `vocabulary_from`, or a store over its dataset.
+        DataError: no MEDS dataset, infinite values, implausible ages, or no code that has a token.
+        SplitError: a subject in two splits.
+        StoreError: `vocabulary_from` holds no vocabulary.
+        RunError: `store` exists and `overwrite` is False.
+    """
+    meds, store = Path(meds), Path(store)
+    _check_options(meds, store, min_count, value_bins, max_age_years, vocabulary_from, extend_vocabulary)
+    reused = _load_fit(Path(vocabulary_from)) if vocabulary_from is not None else None
+    with atomic_directory(store, overwrite=overwrite) as folder:
+        dataset = MedsDataset.open(meds)
+        tick = _Tick(progress, 2 * sum(len(dataset.shards(split)) for split in SPLITS))
+        found = survey(dataset, tick)
+        book = dataset.codes().filter(is_event())
+        vocabulary, values = _fit(
+            found, book, dataset.fixed_code_book, min_count, value_bins, reused, extend_vocabulary
+        )
+        encoder = Encoder(book, vocabulary, values, max_age_years=max_age_years)
+        counts, token_counts = {}, np.zeros(len(vocabulary), dtype=np.int64)
+        for split in SPLITS:
+            counts[split], tokens = _write_split(dataset, split, found, encoder, folder / split, tick, len(vocabulary))
+            if split == "train":
+                token_counts = tokens
+        _refuse_unknown_world(counts["train"], meds, reused is not None)
+        vocabulary.with_counts(token_counts).save(folder / VOCABULARY_FILE)
+        values.save(folder / VALUES_FILE)
+        options = {
+            "min_count": min_count,
+            "value_bins": value_bins,
+            "max_age_years": max_age_years,
+            "vocabulary_from": None if reused is None else reused[0].hash,
+            "extend_vocabulary": extend_vocabulary,
+        }
+        origin = "reused" if reused else "the dataset's fixed code book" if dataset.fixed_code_book else "fitted"
+        write_manifest(
+            folder,
+            {
+                "dataset_fingerprint": dataset.fingerprint,
+                "fingerprint": hash_bytes(
+                    dataset.fingerprint.encode(), repr(sorted(options.items())).encode(),
+                    vocabulary.hash.encode(), values.hash.encode(),
+                ),
+                "source": dataset.manifest.get("source"),
+                "options": options,
+                "fitted_on": "train",
+                "vocabulary": {
+                    "hash": vocabulary.hash,
+                    "tokens": len(vocabulary),
+                    "codes": len(vocabulary.base_codes),
+                    "origin": f"{origin}, extended" if extend_vocabulary else origin,
+                    "tokens_added": len(vocabulary) - len(reused[0]) if reused else 0,
+                },
+                "values": {"hash": values.hash, "codes_and_units": len(values)},
+                "counts": counts,
+                "versions": versions(),
+            },
+        )  # fmt: skip
+    return TokenStore.open(store)
+
+
+class _Tick:
+    """Counts shards towards a progress callback."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _check_options(
+    meds: Path,
+    store: Path,
+    min_count: int,
+    value_bins: int,
+    max_age_years: float,
+    vocabulary_from: str | Path | None,
+    extend_vocabulary: bool,
+) -> None:
+    if min_count < 1:
+        raise ConfigError("min_count must be positive", got=min_count, expected="1 or more")
+    if not 2 <= value_bins <= _MAX_VALUE_BINS:
+        raise ConfigError("value_bins is out of range", got=value_bins, expected=f"2 to {_MAX_VALUE_BINS}")
+    if not max_age_years > 0:
+        raise ConfigError("max_age_years must be positive", got=max_age_years, expected="more than 0")
+    if extend_vocabulary and vocabulary_from is None:
+        raise ConfigError(
+            "extend_vocabulary has nothing to extend", got="no vocabulary_from", expected="a store or model folder"
+        )
+    if store.resolve() == meds.resolve() or store.resolve() in meds.resolve().parents:
+        raise ConfigError("the token store would replace its dataset", got=store, expected="another folder")
+
+
+def _load_fit(folder: Path) -> tuple[Vocabulary, ValueStatistics]:
+    if not (folder / VOCABULARY_FILE).exists():
+        raise StoreError(
+            f"{folder} holds no vocabulary",
+            got=f"no {VOCABULARY_FILE}" if folder.exists() else "no such folder",
+            expected="a token store, or the model folder of a run",
+        )
+    return Vocabulary.load(folder / VOCABULARY_FILE), ValueStatistics.load(folder / VALUES_FILE)
+
+
+def _fit(
+    found: Survey,
+    book: pl.DataFrame,
+    fixed_code_book: bool,
+    min_count: int,
+    value_bins: int,
+    reused: tuple[Vocabulary, ValueStatistics] | None,
+    extend: bool,
+) -> tuple[Vocabulary, ValueStatistics]:
+    """Vocabulary and value statistics of the train split, or the reused ones, or these extended."""
+    if reused is not None and not extend:
+        return reused
+    values = found.statistics(
+        value_bins=value_bins,
+        min_count=min_count,
+        max_discrete_bins=value_bins if fixed_code_book else MAX_DISCRETE_BINS,
+    )
+    if reused is not None:
+        values = reused[1].extend(values)
+    kinds = {kind: index for index, kind in enumerate(KINDS)}
+    if fixed_code_book:
+        of_codes = book
+        vocabulary = Vocabulary.from_code_book(
+            of_codes["code"].to_list(),
+            [kinds[kind] for kind in of_codes["kind"]],
+            of_codes["numeric"].to_list(),
+            value_bins,
+        )
+    else:
+        of_codes = book.join(found.histogram.select("code"), on="code", how="semi").sort("code")
+        codes = of_codes["code"].to_list()
+        vocabulary = Vocabulary.from_counts(
+            codes, [kinds[kind] for kind in of_codes["kind"]], found.token_counts(values, codes), min_count=min_count
+        )
+    if len(vocabulary) == NUM_SPECIAL:
+        raise DataError(
+            "no code of the train split has a token",
+            got=f"{len(of_codes)} codes in train, none of them {min_count} times",
+            remedy="lower min_count, or check that the train split has subjects",
+        )
+    return (vocabulary if reused is None else reused[0].extend(vocabulary)), values
+
+
+def _write_split(
+    dataset: MedsDataset,
+    split: str,
+    found: Survey,
+    encoder: Encoder,
+    folder: Path,
+    tick: Callable[[], None],
+    tokens: int,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Encode a split; returns its counts for the manifest, and events per token."""
+    lengths = found.lengths[split]
+    subject_ids = lengths["subject_id"].to_numpy()
+    birth = np.full(len(subject_ids), STATIC_TIME, dtype=np.int64)
+    death = birth.copy()
+    per_token = np.zeros(tokens, dtype=np.int64)
+    visits = static = numbers = without_statistics = 0
+    with SplitWriter(folder, subject_ids, lengths["rows"].to_numpy()) as writer:
+        for path, frame in zip(dataset.shards(split), dataset.frames(split), strict=True):
+            shard = encoder.encode(frame.collect(), str(path))
+            position = np.searchsorted(subject_ids, shard.subject_id)
+            writer.write_rows(position, shard.columns)
+            birth[position], death[position] = shard.birth_time, shard.death_time
+            columns = shard.columns
+            per_token += np.bincount(columns["code"], minlength=tokens)
+            number = ~np.isnan(columns["value"])
+            numbers += int(number.sum())
+            without_statistics += int((number & (columns["statistic"] < 0)).sum())
+            static += int((columns["visit"] < 0).sum())
+            visits += shard.visits
+            tick()
+        writer.write_times(birth, death)
+    events = int(per_token.sum())
+    unknown = int(per_token[UNK])
+    return {
+        "subjects": len(subject_ids),
+        "events": events,
+        "visits": visits,
+        "static_events": static,
+        "subjects_without_events": int((lengths["rows"] == 0).sum()),
+        "subjects_without_birth": int((birth == STATIC_TIME).sum()),
+        "deaths": int((death != STATIC_TIME).sum()),
+        "unk_events": unknown,
+        "unk_share": unknown / events if events else 0.0,
+        "numeric_events": numbers,
+        "numeric_events_without_statistics": without_statistics,
+    }, per_token
+
+
+def _refuse_unknown_world(train: dict[str, Any], meds: Path, reused: bool) -> None:
+    if reused and train["events"] and train["unk_events"] == train["events"]:
+        raise DataError(
+            f"{meds} shares no code with vocabulary_from",
+            got=f"{train['events']} events in train, all unknown",
+            remedy="pass extend_vocabulary, or use a vocabulary of the same coding systems",
+        )

@@ -1,0 +1,394 @@
+"""What the record shows of a trajectory: visits, diagnoses, drugs, procedures and measurements with their times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ehrsequencing.data.synthetic_disease import DAYS_PER_STEP, EMERGENCY, INPATIENT, OUTPATIENT, static_keys
+from ehrsequencing.data.synthetic_model import MEMORY, NEVER, STATICS, TRAITS, Effect, Model
+from ehrsequencing.data.synthetic_random import derive, integers, normal, uniform
+
+MINUTES_PER_DAY = 1_440
+REMOTE = 8
+"""Kind of visit beside OUTPATIENT, EMERGENCY, INPATIENT: a clinic visit without a body to measure."""
+PANELS: dict[str, tuple[float, float, float, dict[str, float]]] = {
+    "pressure": (0.25, 0.3, 0.4, {"hypertension": 0.15}),
+    "weight": (0.08, 0.0, 0.1, {"obesity": 0.08, "heart_failure": 0.15}),
+    "saturation": (0.0, 0.2, 0.4, {"copd": 0.08, "asthma": 0.05, "heart_failure": 0.05}),
+    "metabolic": (0.05, 0.2, 0.5, {"diabetes": 0.05, "ckd": 0.12, "hypertension": 0.05, "heart_failure": 0.05}),
+    "blood_count": (0.03, 0.15, 0.3, {"anemia": 0.2, "ckd": 0.03, "colorectal_cancer": 0.2, "lung_cancer": 0.2}),
+    "lipid": (0.03, 0.0, 0.0, {"dyslipidemia": 0.10, "cad": 0.03, "diabetes": 0.03}),
+    "glycemia": (0.03, 0.0, 0.0, {"diabetes": 0.4, "obesity": 0.05}),
+    "kidney": (0.0, 0.0, 0.03, {"ckd": 0.12, "diabetes": 0.03}),
+    "cardiac": (0.55, 0.5, 0.7, {"hypertension": 0.25, "cad": 0.2, "diabetes": 0.12, "afib": 0.15, "ckd": 0.1}),
+    "thyroid": (0.02, 0.0, 0.0, {"hypothyroid": 0.4}),
+    "liver": (0.01, 0.05, 0.05, {"liver_disease": 0.15, "rheumatoid": 0.10, "alcohol": 0.04}),
+    "inflammation": (0.01, 0.05, 0.10, {"rheumatoid": 0.3, "gout": 0.05}),
+    "prostate": (0.0, 0.0, 0.0, {"bph": 0.15, "prostate_cancer": 0.5}),
+    "tumor": (0.0, 0.0, 0.0, {"breast_cancer": 0.3, "colorectal_cancer": 0.4, "lung_cancer": 0.3}),
+    "gout": (0.0, 0.0, 0.0, {"gout": 0.3}),
+    "iron": (0.0, 0.0, 0.02, {"anemia": 0.2, "ckd": 0.02}),
+    "bone": (0.01, 0.0, 0.0, {"osteoporosis": 0.2}),
+    "coagulation": (0.0, 0.05, 0.1, {"afib": 0.2, "liver_disease": 0.1}),
+    "critical": (0.0, 0.0, 0.12, {}),
+    "lung": (0.0, 0.0, 0.0, {"asthma": 0.15, "copd": 0.25}),
+    "mood": (0.03, 0.0, 0.0, {"depression": 0.35, "anxiety": 0.15}),
+    "cognition": (0.0, 0.0, 0.0, {"dementia": 0.35}),
+}
+"""Chance of a panel at a clinic, emergency and hospital visit, and what each known condition adds at a clinic."""
+REPEATED_PANELS = ("metabolic",)
+"""Measured again before discharge of stays of three days and more."""
+CHRONIC_CODED = {OUTPATIENT: 0.18, REMOTE: 0.18, EMERGENCY: 0.08, INPATIENT: 0.35}
+REFILL_VISIT, REFILL, HOSPITAL_REFILL = 0.2, 0.95, 0.3
+HISTORY_CODED = 0.08
+ROUTINE, MINOR, HABITUAL_MINOR, INPATIENT_COMPLICATION = 0.3, 0.35, 0.6, 0.5
+REMOTE_SHARE = 0.10
+TRIGGERED_PROCEDURES = {"cad": 1, "heart_failure": 1, "afib": 1, "ckd": 4, "osteoarthritis": 3, "sleep_apnea": 1,
+                        "breast_cancer": 1, "prostate_cancer": 1, "colorectal_cancer": 1, "lung_cancer": 1}  # fmt: skip
+"""Conditions whose diagnosis, or step up at a visit, brings a procedure, and the level from which they do."""
+_LAB, _TREAT, _DX, _PX, _PLAN = 10_000, 20_000, 30_000, 40_000, 50_000
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """States of n subjects over time, step first: row 0 is entry, row k+1 the state after step k.
+
+    Attributes:
+        keys: uint64 [n].
+        level, known, drug: uint8 or bool [steps + 1, n, conditions or drugs].
+        memory: uint8 [steps + 1, n, 3].
+        visit, cause: uint8 [steps + 1, n].
+        alive: bool [steps + 1, n].
+        male, smoker: uint8 [n]; traits: int8 [n, 4]; entry_months, steps: int64 [n].
+    """
+
+    keys: np.ndarray
+    level: np.ndarray
+    known: np.ndarray
+    drug: np.ndarray
+    memory: np.ndarray
+    visit: np.ndarray
+    cause: np.ndarray
+    alive: np.ndarray
+    male: np.ndarray
+    smoker: np.ndarray
+    traits: np.ndarray
+    entry_months: np.ndarray
+    steps: np.ndarray
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Visits of a block in order of subject and time, [v].
+
+    Attributes:
+        subject: Row of the subject in the block.
+        step: Step of follow-up, from 0.
+        kind: OUTPATIENT, EMERGENCY, INPATIENT or REMOTE.
+        cause: Condition behind an acute visit, else `NEVER`.
+        start, end: Minutes since entry.
+        keys: uint64.
+        state: Row of the trajectories that the visit shows: the step's end, or its start for the diagnoses and drugs
+            of a clinic visit that an acute one follows within the step.
+        died: Whether the subject dies in this stay.
+    """
+
+    subject: np.ndarray
+    step: np.ndarray
+    kind: np.ndarray
+    cause: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    keys: np.ndarray
+    state: np.ndarray
+    died: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.subject)
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events of a block, unordered: visit row, minutes since entry, index into the code book, value or NaN."""
+
+    visit: np.ndarray
+    minute: np.ndarray
+    code: np.ndarray
+    value: np.ndarray
+
+
+def plan_visits(model: Model, paths: Trajectories) -> Visits:
+    """Place each step's visits on days: clinics on days 0 to 12 of the step, acute ones from day 14, ended by day 28."""
+    steps = paths.visit.shape[0] - 1
+    observed = np.arange(steps)[:, None] < paths.steps[None, :]
+    visit = np.where(observed, paths.visit[1:], 0)
+    clinic_step, clinic_subject = np.nonzero(visit & OUTPATIENT)
+    acute_step, acute_subject = np.nonzero(visit & (EMERGENCY | INPATIENT))
+    step, subject = np.append(clinic_step, acute_step), np.append(clinic_subject, acute_subject)
+    acute = np.arange(len(step)) >= len(clinic_step)
+    keys = derive(derive(paths.keys[subject], _PLAN), 2 * step + acute)
+    kind = np.where(acute, visit[step, subject] & (EMERGENCY | INPATIENT), OUTPATIENT)
+    kind = np.where(~acute & (step > 0) & (uniform(keys, 0) < REMOTE_SHARE), REMOTE, kind)
+    cause = np.where(acute, paths.cause[step + 1, subject], NEVER)
+    day = np.where(acute, 14 + integers(keys, 1, 5), integers(keys, 1, 13))
+    minute = np.where(acute, integers(keys, 2, MINUTES_PER_DAY), 8 * 60 + 15 * integers(keys, 2, 36))
+    start = (step * DAYS_PER_STEP + day) * MINUTES_PER_DAY + minute
+    typical = np.append(model.conditions.stay, np.ones(NEVER + 1 - len(model.conditions.stay), dtype=np.int64))[cause]
+    nights = np.clip(typical - 1 + integers(keys, 3, 3), 2, 9)
+    end = start + np.where(kind == INPATIENT, nights * MINUTES_PER_DAY, 0)
+    died = ~paths.alive[step + 1, subject] & (kind == INPATIENT) & (uniform(keys, 4) < 0.7)
+    both = (visit[step, subject] & OUTPATIENT > 0) & (visit[step, subject] & (EMERGENCY | INPATIENT) > 0)
+    state = np.where(~acute & both, step, step + 1)
+    order = np.lexsort((start, subject))
+    columns = (subject, step, kind, cause, start, end, keys, state, died)
+    return Visits(*(column[order] for column in columns))
+
+
+class _Emitter:
+    """Collects the parts of `Events`."""
+
+    def __init__(self, model: Model, paths: Trajectories, visits: Visits) -> None:
+        self.model, self.paths, self.visits = model, paths, visits
+        self.static = static_keys(paths.keys)
+        self.level = paths.level[visits.state, visits.subject]
+        self.known = paths.known[visits.state, visits.subject]
+        self.drug = paths.drug[visits.state, visits.subject]
+        self.parts: list[Events] = []
+
+    def add(self, visit: np.ndarray, minute: np.ndarray, code: np.ndarray, value: np.ndarray | None = None) -> None:
+        """Add events; `minute` and `code` broadcast over `visit`."""
+        shape = visit.shape
+        self.parts.append(
+            Events(
+                visit.astype(np.int32),
+                np.broadcast_to(minute, shape).astype(np.int64),
+                np.broadcast_to(code, shape).astype(np.int16),
+                np.full(shape, np.nan, dtype=np.float32) if value is None else value.astype(np.float32),
+            )
+        )
+
+    def choose(self, role: str, draw: np.ndarray) -> np.ndarray:
+        """Codes of a role by uniform draws."""
+        members, cumulative = self.model.book.roles[role]
+        return members[np.searchsorted(cumulative, draw, side="right")]
+
+    def pick(self, role: str, where: np.ndarray, minute: np.ndarray, stream: int, personal: bool = False) -> None:
+        """One code of a role at each visit of `where`; `personal` draws once per subject, so that it recurs."""
+        keys = self.static[self.visits.subject[where]] if personal else self.visits.keys[where]
+        self.add(where, minute[where], self.choose(role, uniform(keys, stream)))
+
+    # Parts -----------------------------------------------------------------------------------------------------
+
+    def encounters(self) -> None:
+        """Visit and discharge codes."""
+        visits = self.visits
+        for kind, role in ((OUTPATIENT, "outpatient"), (REMOTE, "telehealth"), (EMERGENCY, "emergency"),
+                           (INPATIENT, "inpatient")):  # fmt: skip
+            self.pick(f"visit/{role}", np.flatnonzero(visits.kind == kind), visits.start, 0)
+        stay = visits.kind == INPATIENT
+        age = self.paths.entry_months[visits.subject] + visits.step
+        facility = uniform(visits.keys, _PLAN + 1) < np.clip((age - 720) / 1200, 0.05, 0.5)
+        for role, where in (("died", visits.died), ("facility", facility & ~visits.died),
+                            ("home", ~facility & ~visits.died)):  # fmt: skip
+            self.pick(f"discharge/{role}", np.flatnonzero(stay & where), visits.end, 0)
+
+    def diagnoses(self) -> None:
+        """Diagnosis codes: all at intake, new ones always, chronic ones often, acute ones at acute visits.
+
+        Stamped at the end of the visit, when a hospital codes them.
+        """
+        visits, conditions = self.visits, self.model.conditions
+        new = self.known & ~self.paths.known[visits.step, visits.subject]
+        intake = visits.step == 0
+        chance = np.zeros(REMOTE + 1)
+        for kind, share in CHRONIC_CODED.items():
+            chance[kind] = share
+        drawn = uniform(visits.keys, _DX + np.arange(len(conditions.names))).T
+        at_hospital = (visits.kind == EMERGENCY) | (visits.kind == INPATIENT)
+        for number, name in enumerate(conditions.names):
+            if conditions.courses[number] == "latent":
+                continue
+            level, known = self.level[:, number], self.known[:, number]
+            if conditions.courses[number] == "acute":
+                coded = (level > 0) & at_hospital
+                history = (level == 0) & known & (drawn[:, number] < HISTORY_CODED)
+            else:
+                coded = known & (level > 0) & (intake | new[:, number] | (drawn[:, number] < chance[visits.kind]))
+                history = known & (level == 0) & (drawn[:, number] < HISTORY_CODED)
+            for grade in range(1, conditions.levels[number] + 1):
+                where = np.flatnonzero(coded & (level == grade))
+                acute = bool(conditions.courses[number] == "acute")
+                self.pick(f"dx/{name}/{grade}", where, visits.end, _DX + 100 + 8 * number + grade, personal=not acute)
+            if f"dx/{name}/0" in self.model.book.roles:
+                self.pick(f"dx/{name}/0", np.flatnonzero(history), visits.end, _DX + 100 + 8 * number, personal=True)
+
+    def minor(self) -> np.ndarray:
+        """Routine and minor reasons for visits, complications and status codes; returns visits with a minor illness."""
+        visits, kind = self.visits, self.visits.kind
+        clinic = (kind == OUTPATIENT) | (kind == REMOTE)
+        draw = uniform(visits.keys, _DX + np.arange(900, 908))
+        self.pick("dx/routine", np.flatnonzero((kind == OUTPATIENT) & (draw[0] < ROUTINE)), visits.end, _DX + 910)
+        ill = clinic & (draw[1] < MINOR)
+        sexed = draw[2] < 0.15
+        male = self.paths.male[visits.subject] == 1
+        habit = draw[3] < HABITUAL_MINOR
+        which = integers(visits.keys, _DX + 911, 3)
+        for role, group in (("minor", ~sexed), ("minor_male", sexed & male), ("minor_female", sexed & ~male)):
+            self.pick(f"dx/{role}", np.flatnonzero(ill & group & ~habit), visits.end, _DX + 912)
+            for favourite in range(3):
+                where = np.flatnonzero(ill & group & habit & (which == favourite))
+                self.pick(f"dx/{role}", where, visits.end, _DX + 920 + favourite, personal=True)
+        strain, rising = (self.level[:, self.model.condition(name)] for name in ("strain", "rising"))
+        ailing = clinic & (draw[6] < 0.01 + 0.03 * strain + 0.15 * rising)
+        self.pick("dx/symptom", np.flatnonzero(ailing), visits.end, _DX + 929)
+        stay = kind == INPATIENT
+        self.pick("dx/inpatient", np.flatnonzero(stay & (draw[4] < INPATIENT_COMPLICATION)), visits.end, _DX + 930)
+        drug, model = self.drug, self.model
+        chemo = drug[:, model.drug("chemo")]
+        for role, has, share in (
+            ("treatment", chemo, 0.6),
+            ("dialysis", self.known[:, model.condition("ckd")] & (self.level[:, model.condition("ckd")] == 4), 0.6),
+            ("anticoagulated", drug[:, model.drug("anticoagulant")], 0.3),
+            ("insulin_use", drug[:, model.drug("insulin")], 0.3),
+        ):
+            self.pick(f"dx/{role}", np.flatnonzero(has & (draw[5] < share)), visits.end, _DX + 931)
+        return ill
+
+    def treatments(self, ill: np.ndarray) -> None:
+        """Drugs: begun ones always, continued ones where refilled, short courses for minor and hospital illness."""
+        visits, drugs = self.visits, self.model.drugs
+        before = self.paths.drug[visits.step, visits.subject]
+        clinic = (visits.kind == OUTPATIENT) | (visits.kind == REMOTE)
+        refill = clinic & (uniform(visits.keys, _TREAT) < REFILL_VISIT)
+        chance = np.where(refill, REFILL, np.where(visits.kind == INPATIENT, HOSPITAL_REFILL, 0.0))
+        for number, name in enumerate(drugs.names):
+            taken = self.drug[:, number]
+            shown = taken & (~before[:, number] | (uniform(visits.keys, _TREAT + 1 + number) < chance))
+            self.pick(f"rx/{name}", np.flatnonzero(shown), visits.end, _TREAT + 200 + number, personal=True)
+        course = np.flatnonzero(ill & (uniform(visits.keys, _TREAT + 300) < 0.4))
+        self.pick("rx/course_outpatient", course, visits.end, _TREAT + 301)
+        stay = visits.kind == INPATIENT
+        for extra in range(3):
+            where = np.flatnonzero(stay & (uniform(visits.keys, _TREAT + 310 + extra) < 0.6))
+            self.pick("rx/course_inpatient", where, visits.start + 120, _TREAT + 320 + extra)
+
+    def procedures(self) -> None:
+        """Procedures of acute causes, of new diagnoses, of treatments, and routine ones."""
+        visits, conditions, model = self.visits, self.model.conditions, self.model
+        stay = visits.kind == INPATIENT
+        next_day = (visits.start // MINUTES_PER_DAY + 1) * MINUTES_PER_DAY + 10 * 60
+        minute = np.where(stay, next_day, visits.end)
+        for number in conditions.acute:
+            role = f"px/{conditions.names[number]}"
+            if role in model.book.roles:
+                for extra, share in ((0, 0.75), (1, 0.35)):
+                    drawn = uniform(visits.keys, _PX + 2 * number + extra) < share
+                    where = np.flatnonzero((visits.cause == number) & drawn)
+                    self.pick(role, where, minute, _PX + 200 + 2 * number + extra)
+        previous = self.paths.level[visits.step, visits.subject]
+        for name, least in TRIGGERED_PROCEDURES.items():
+            number = model.condition(name)
+            rose = self.level[:, number] > previous[:, number]
+            fresh = self.known[:, number] & ~self.paths.known[visits.step, visits.subject][:, number]
+            due = self.known[:, number] & (self.level[:, number] >= least) & (rose | fresh)
+            where = np.flatnonzero(due & (visits.kind != REMOTE) & (uniform(visits.keys, _PX + 400 + number) < 0.7))
+            self.pick(f"px/{name}", where, minute, _PX + 500 + number)
+        dialysis = self.known[:, model.condition("ckd")] & (self.level[:, model.condition("ckd")] == 4)
+        age = (self.paths.entry_months[visits.subject] + visits.step) // 12
+        heart = self.known[:, model.condition("cad")] | self.known[:, model.condition("afib")]
+        clinic = visits.kind == OUTPATIENT
+        for stream, role, where in (
+            (600, "chemo", self.drug[:, model.drug("chemo")] & clinic),
+            (601, "ckd", dialysis & (visits.kind != REMOTE)),
+        ):
+            chosen = np.flatnonzero(where & (uniform(visits.keys, _PX + stream) < 0.6))
+            self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
+        for stream, role, share in (
+            (602, "screening", np.where(clinic & (age >= 45), 0.02, 0.0)),
+            (603, "immunization", np.where(clinic, 0.08, 0.0)),
+            (604, "electrocardiogram", np.where(visits.kind == REMOTE, 0.0, np.where(heart, 0.18, 0.03))),
+        ):
+            chosen = np.flatnonzero(uniform(visits.keys, _PX + stream) < share)
+            self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
+
+    def measurements(self) -> None:
+        """Panels of labs and vitals, their members together; some again before discharge."""
+        visits, kind = self.visits, self.visits.kind
+        ordered: dict[str, np.ndarray] = {}
+        for number, (panel, (clinic, emergency, stay, boosts)) in enumerate(PANELS.items()):
+            chance = np.full(len(visits), clinic)
+            for name, boost in boosts.items():
+                chance += boost * self.known[:, self.model.condition(name)]
+            chance = np.minimum(chance, 0.95)
+            hospital = np.where(kind == EMERGENCY, np.maximum(emergency, 0.3 * chance), np.maximum(stay, 0.4 * chance))
+            at_clinic = (kind == OUTPATIENT) | (kind == REMOTE)
+            chance = np.where(kind == REMOTE, 0.0, np.where(at_clinic, chance, hospital))
+            drawn = uniform(visits.keys, _LAB + number)
+            male = self.paths.male[visits.subject] == 1
+            ordered[panel] = np.flatnonzero((drawn < chance) & (male if panel == "prostate" else True))
+        long_stay = (kind == INPATIENT) & (visits.end - visits.start >= 3 * MINUTES_PER_DAY)
+        for number, lab in enumerate(self.model.labs):
+            index = self.model.book.index(lab.code)
+            where = ordered[lab.panel]
+            self.add(where, visits.start[where], index, self._values(number, where, 0))
+            if lab.panel in REPEATED_PANELS:
+                again = np.flatnonzero(long_stay)
+                self.add(again, visits.end[again] - 180, index, self._values(number, again, 1))
+
+    def _values(self, number: int, where: np.ndarray, repeat: int) -> np.ndarray:
+        """Values of one lab at visits: the subject's own level, effects of states and treatment, and noise."""
+        lab, subject = self.model.labs[number], self.visits.subject[where]
+        own, noise = self._deviates(number, where, repeat)
+        value = lab.centre + lab.between * own + lab.within * noise
+        if lab.age:
+            months = self.paths.entry_months[subject] + self.visits.step[where]
+            value += lab.age * (months / 12 - 60) / 10
+        for effect in lab.effects:
+            value += effect.size * self._term(effect, where)
+        if lab.log_scale:
+            value = np.exp(value)
+        return np.clip(np.round(value, lab.decimals), lab.low, lab.high)
+
+    def _deviates(self, number: int, where: np.ndarray, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+        """Standard normal deviates of the subject's own level and of the visit, correlated with the twin's."""
+        lab = self.model.labs[number]
+        own = normal(self.static[self.visits.subject[where]], _LAB + number)
+        noise = normal(self.visits.keys[where], _LAB + 100 + 2 * number + repeat)
+        if lab.twin < 0:
+            return own, noise
+        shared, apart = lab.twin_correlation, np.sqrt(1 - lab.twin_correlation**2)
+        twin_own, twin_noise = self._deviates(lab.twin, where, repeat)
+        return shared * twin_own + apart * own, shared * twin_noise + apart * noise
+
+    def _term(self, effect: Effect, where: np.ndarray) -> np.ndarray:
+        """What a lab reads, at the end of the visit's step."""
+        name, kind, argument = effect.term
+        subject, row = self.visits.subject[where], self.visits.step[where] + 1
+        if name in self.model.conditions.names:
+            values = self.paths.level[row, subject, self.model.condition(name)]
+        elif name in self.model.drugs.names:
+            values = self.paths.drug[row, subject, self.model.drug(name)]
+        elif name in MEMORY:
+            values = self.paths.memory[row, subject, MEMORY.index(name)]
+        elif name in TRAITS:
+            values = self.paths.traits[subject, TRAITS.index(name)]
+        else:
+            values = {static: getattr(self.paths, static) for static in STATICS}[name][subject]
+        if kind == "level":
+            return values.astype(np.float64)
+        return (values == argument if kind == "equals" else values > 0).astype(np.float64)
+
+
+def emit(model: Model, paths: Trajectories, visits: Visits) -> Events:
+    """All dated events of a block except birth and death, in no order."""
+    emitter = _Emitter(model, paths, visits)
+    emitter.encounters()
+    emitter.diagnoses()
+    emitter.treatments(emitter.minor())
+    emitter.procedures()
+    emitter.measurements()
+    parts = emitter.parts
+    return Events(*(np.concatenate([getattr(part, name) for part in parts])
+                    for name in ("visit", "minute", "code", "value")))  # fmt: skip

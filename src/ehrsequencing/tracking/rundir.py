@@ -1,0 +1,99 @@
+"""Who may write into a run directory, and what of it belongs to a run."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from ehrsequencing.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+FILES = (
+    "metadata.json",
+    "hyperparameters.json",
+    "config.toml",
+    "summary.json",
+    "SUMMARY.txt",
+    "report_data.json",
+    "report.html",
+)
+FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "predictions", "arms")
+LOCK = ".lock"
+
+
+def refuse_existing(folder: Path) -> None:
+    """Refuse a folder that holds more than what an attempt without success left.
+
+    Raises:
+        RunError: the folder is not empty.
+    """
+    if folder.exists() and any(not _is_scratch(path) for path in folder.iterdir()):
+        raise RunError(
+            f"{folder} holds something already",
+            remedy="--resume continues it, another name keeps it, --overwrite replaces it",
+        )
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to overwrite a folder that holds something and is no run directory.
+
+    Raises:
+        RunError: it is not.
+    """
+    if not folder.exists() or (folder / "metadata.json").is_file():
+        return
+    if any(not _is_scratch(path) for path in folder.iterdir()):
+        raise RunError(f"{folder} is no run directory, so it is not overwritten", remedy="choose another name")
+
+
+def discard(folder: Path) -> None:
+    """Remove the files of an earlier run and leave all others; the caller holds the lock."""
+    # The mark of a run goes last: an interrupted clean-up can be repeated.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "metadata.json"):
+        if path.name in FOLDERS and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name in FILES:
+            path.unlink()
+    remove_partial(folder)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process was in the middle of writing; the caller holds the lock."""
+    for path in folder.glob(".*.partial-*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def lock(folder: Path) -> int:
+    """Take the folder for this process and return the descriptor that holds it.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    # POSIX record locks die with the process and, unlike flock, are not inherited by forked data workers, which may
+    # outlive a killed parent by a moment.
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        if problem.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise RunError(
+                f"{folder} is being written by another process", remedy="wait for it, stop it, or choose another name"
+            ) from None
+        if problem.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+            os.close(descriptor)
+            raise
+        logger.warning("%s: this file system has no locks, so two processes writing here go unnoticed", folder)
+    return descriptor
+
+
+def _is_scratch(path: Path) -> bool:
+    return path.name == LOCK or (path.name.startswith(".") and ".partial-" in path.name)
