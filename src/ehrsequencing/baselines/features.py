@@ -294,8 +294,8 @@ def _by_code(rows: _Rows, code: Ints, codes: int) -> tuple[sparse.csr_matrix, sp
     return counts, sparse.csr_matrix((nearness, (row[dated], column[dated])), shape)
 
 
-def _where(keep: NDArray[np.bool_], *arrays: Ints) -> tuple[Ints, ...]:
-    return tuple(array[keep] for array in arrays)
+def _where(keep: NDArray[np.bool_], example: Ints, column: Ints) -> tuple[Ints, Ints]:
+    return example[keep], column[keep]
 
 
 def _log_counts(rows: _Rows, example: Ints, column: Ints, columns: int) -> sparse.csr_matrix:

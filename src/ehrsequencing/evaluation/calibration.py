@@ -60,6 +60,12 @@ def calibration_curve(
         share = float(positives[index] / n[index])
         low, high = wilson(share, int(n[index]), level)
         curve.append(
-            {"predicted": float(predicted[index] / n[index]), "observed": share, "low": low, "high": high, "n": int(n[index])}
+            {
+                "predicted": float(predicted[index] / n[index]),
+                "observed": share,
+                "low": low,
+                "high": high,
+                "n": int(n[index]),
+            }
         )
     return curve
