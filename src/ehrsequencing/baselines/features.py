@@ -104,14 +104,14 @@ class CountFeatures:
         vocabulary: Vocabulary,
         values: ValueStatistics,
         *,
-        min_examples: int = 10,
+        min_examples: int | None = None,
     ) -> CountFeatures:
         """Choose the columns and the scale of age by the examples of train.
 
         Args:
             split: The train split.
             vocabulary, values: Of the same token store.
-            min_examples: Examples that must fill a column.
+            min_examples: Examples that must fill a column; 10, or 1 in 2,000 where that is more, by default.
 
         Raises:
             LabelError: no examples.
@@ -125,7 +125,8 @@ class CountFeatures:
         filled = np.zeros(len(features._all_names), dtype=np.int64)
         for chunk in features._chunks(split, examples):
             filled += np.bincount(chunk.indices, minlength=len(filled))
-        features._kept = np.flatnonzero(filled >= min(min_examples, len(examples)))
+        needed = max(10, len(examples) // 2000) if min_examples is None else min_examples
+        features._kept = np.flatnonzero(filled >= min(needed, len(examples)))
         return features
 
     @property
@@ -293,8 +294,8 @@ def _by_code(rows: _Rows, code: Ints, codes: int) -> tuple[sparse.csr_matrix, sp
     return counts, sparse.csr_matrix((nearness, (row[dated], column[dated])), shape)
 
 
-def _where(keep: NDArray[np.bool_], *arrays: Ints) -> tuple[Ints, ...]:
-    return tuple(array[keep] for array in arrays)
+def _where(keep: NDArray[np.bool_], example: Ints, column: Ints) -> tuple[Ints, Ints]:
+    return example[keep], column[keep]
 
 
 def _log_counts(rows: _Rows, example: Ints, column: Ints, columns: int) -> sparse.csr_matrix:
