@@ -127,7 +127,7 @@ class BEHRT(PretrainedModel):
             if ids.dtype not in (torch.int64, torch.int32):
                 raise ShapeError(name, ids.dtype, "int64")
         # One transfer for all checks: on an accelerator each would wait for the device.
-        bounds = [bound for ids, _ in limits.values() for bound in torch.aminmax(ids)]
+        bounds = [bound for ids, _ in limits.values() for bound in (ids.min(), ids.max())]
         *extremes, real = torch.stack(
             [*(bound.to(torch.int64) for bound in bounds), mask.all().to(torch.int64)]
         ).tolist()
