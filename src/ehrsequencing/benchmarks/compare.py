@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
@@ -21,7 +20,7 @@ from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.evaluation.bootstrap import Estimate, paired_difference, summarise_seeds
 from ehrsequencing.evaluation.calibration import calibration_curve
-from ehrsequencing.evaluation.metrics import f1_threshold
+from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points
 from ehrsequencing.evaluation.predict import load_classifier, predict, prediction_frame
 from ehrsequencing.io import atomic_path, hash_file, read_json, write_json
 from ehrsequencing.tracking.report import write_report
@@ -261,7 +260,6 @@ def _report_sections(
 ) -> dict[str, Any]:
     held = examples["held_out"]
     truth = np.asarray(held.target) > 0.5
-    curves = {arm.name: _curves(truth, arm.held_out[0]) for arm in arms}
     return {
         "title": f"Held-out evaluation of {task}",
         "models": [
@@ -275,8 +273,8 @@ def _report_sections(
             for arm in arms
         ],
         "differences": differences,
-        "roc": {name: found["roc"] for name, found in curves.items()},
-        "pr": {name: found["pr"] for name, found in curves.items()},
+        "roc": {arm.name: _points(roc_points(truth, arm.held_out[0])) for arm in arms},
+        "pr": {arm.name: _points(precision_recall_points(truth, arm.held_out[0])) for arm in arms},
         "calibration": {arm.name: calibration_curve(truth, arm.held_out[0], bins=10) for arm in arms},
         "cohort": flow_section(manifest),
         "data": {
@@ -293,14 +291,9 @@ def _report_sections(
     }
 
 
-def _curves(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, dict[str, list[float]]]:
-    """ROC and precision-recall curves, thinned to what a page can show."""
-    false_positive, true_positive, _ = roc_curve(truth, probabilities)
-    precision, recall, _ = precision_recall_curve(truth, probabilities)
-    return {"roc": _points(false_positive, true_positive), "pr": _points(recall[::-1], precision[::-1])}
-
-
-def _points(x: np.ndarray, y: np.ndarray, most: int = 200) -> dict[str, list[float]]:
+def _points(curve: tuple[np.ndarray, np.ndarray], most: int = 200) -> dict[str, list[float]]:
+    """A curve thinned to what a page can show."""
+    x, y = curve
     keep = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
     return {"x": [float(v) for v in x[keep]], "y": [float(v) for v in y[keep]]}
 

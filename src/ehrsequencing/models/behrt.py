@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ehrsequencing.errors import AdapterError, ConfigError, ShapeError
 from ehrsequencing.models.configuration import BEHRTConfig
-from ehrsequencing.models.embeddings import EMBEDDING_STD, BEHRTEmbedding
+from ehrsequencing.models.dropout import Dropout
+from ehrsequencing.models.embeddings import CONTEXT_STD_SHARE, BEHRTEmbedding, code_std
 from ehrsequencing.models.encoder import EncoderLayer, Pooling, TransformerEncoder
 from ehrsequencing.models.folder import PretrainedModel
 from ehrsequencing.objectives.mlm import IGNORE_INDEX, mlm_loss
@@ -126,7 +127,7 @@ class BEHRT(PretrainedModel):
             if ids.dtype not in (torch.int64, torch.int32):
                 raise ShapeError(name, ids.dtype, "int64")
         # One transfer for all checks: on an accelerator each would wait for the device.
-        bounds = [bound for ids, _ in limits.values() for bound in torch.aminmax(ids)]
+        bounds = [bound for ids, _ in limits.values() for bound in (ids.min(), ids.max())]
         *extremes, real = torch.stack(
             [*(bound.to(torch.int64) for bound in bounds), mask.all().to(torch.int64)]
         ).tolist()
@@ -303,7 +304,7 @@ class BEHRTForSequenceClassification(BEHRTHead):
             )
         self.num_labels, self.problem_type = num_labels, problem_type
         self.pooling = Pooling(config.hidden_dim, config.pooling)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.classifier = nn.Linear(config.hidden_dim, num_labels)
         initialise(self.pooling)
         initialise(self.classifier)
@@ -353,18 +354,24 @@ def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw weights: embeddings with standard deviation 0.02, linear layers with 1 / sqrt(inputs), both truncated.
+    """Draw weights from truncated normal distributions; biases start at 0.
 
-    At the widths used here 0.02 for linear layers as in BERT (whose width is 768: 1 / sqrt(768) = 0.036) would make
-    the sublayers of a small model start near zero.
+    Linear layers have standard deviation 1 / sqrt(inputs): at the widths used here 0.02, as in BERT (whose width is
+    768: 1 / sqrt(768) = 0.036), would make the sublayers of a small model start near zero. Codes: `code_std`; what
+    is added to codes: a fifth of that. A layer with a single output starts small, so that predictions and attention
+    weights start undecided.
     """
     for child in module.modules():
         if isinstance(child, nn.Linear):
-            # The last linear layer before a logit or a score starts small, so that predictions start undecided.
-            _draw(child.weight, EMBEDDING_STD if child.out_features == 1 else 1 / math.sqrt(child.in_features))
+            _draw(child.weight, 0.02 if child.out_features == 1 else 1 / math.sqrt(child.in_features))
             nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.Embedding | VocabularyHead) and child.weight is not None:
-            _draw(child.weight, EMBEDDING_STD)
+        elif isinstance(child, nn.Embedding):
+            _draw(child.weight, CONTEXT_STD_SHARE * code_std(child.embedding_dim))
+        elif isinstance(child, VocabularyHead) and child.weight is not None:
+            _draw(child.weight, code_std(child.weight.shape[1]))
+    for child in module.modules():
+        if isinstance(child, BEHRTEmbedding):
+            _draw(child.code.weight, code_std(child.code.embedding_dim))
 
 
 def _draw(weight: Tensor, std: float) -> None:

@@ -8,6 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.dropout import Dropout
+
+CONTEXT_STD_SHARE = 0.2
+"""Initial standard deviation of ages, visits, positions and kinds, as a share of the codes'.
+
+The sum of embeddings is normalised, so only their ratio counts. With equal shares three quarters of a token's
+initial representation would be context; see docs/models.md for what the ratio is worth.
+"""
+
+
+def code_std(embedding_dim: int) -> float:
+    """Initial standard deviation of code embeddings: tied logits then start with one of 0.8 at any width."""
+    return 0.8 / math.sqrt(embedding_dim)
 
 
 class AgeEmbedding(nn.Module):
@@ -68,9 +81,10 @@ class SinusoidalPositionalEncoding(nn.Module):
         position = torch.arange(max_length, dtype=torch.float64)[:, None]
         rate = torch.exp(torch.arange(0, embedding_dim, 2, dtype=torch.float64) * (-math.log(10_000.0) / embedding_dim))
         table = torch.stack((torch.sin(position * rate), torch.cos(position * rate)), dim=-1).flatten(1)
-        # Beside learned embeddings of standard deviation 0.02 the sines (root mean square 0.71) would drown the
-        # codes in the sum, so they enter at the scale that learned positions start from.
-        self.register_buffer("table", (table * EMBEDDING_STD * math.sqrt(2)).float(), persistent=False)
+        # Sines (root mean square 0.71) would drown the codes in the sum; they enter at the scale that learned
+        # positions start from.
+        scale = CONTEXT_STD_SHARE * code_std(embedding_dim) * math.sqrt(2)
+        self.register_buffer("table", (table * scale).float(), persistent=False)
 
     def forward(self, length: int) -> Tensor:
         return self.table[:length]
@@ -138,7 +152,7 @@ class BEHRTEmbedding(nn.Module):
         self.time = TimeEmbedding(width) if config.time_embedding else None
         self.value = ValueEmbedding(width) if config.use_values else None
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.projection = nn.Linear(width, config.hidden_dim) if width != config.hidden_dim else nn.Identity()
 
     def forward(
@@ -159,7 +173,3 @@ class BEHRTEmbedding(nn.Module):
         if self.value is not None and values is not None:
             total = total + self.value(values)
         return self.projection(self.dropout(self.norm(total)))
-
-
-EMBEDDING_STD = 0.02
-"""Standard deviation of embeddings at initialisation (Devlin et al. 2019, BERT)."""

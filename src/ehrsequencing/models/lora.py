@@ -32,6 +32,17 @@ ATTENTION_LAYERS = ("query_proj", "key_proj", "value_proj", "out_proj")
 FEEDFORWARD_LAYERS = ("linear1", "linear2")
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FORMAT = 1
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
+"""What the readers of PyTorch and safetensors raise on files that are cut short, altered or something else."""
 
 
 @dataclass(frozen=True)
@@ -396,11 +407,13 @@ def _read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = load_file(path / ADAPTER_WEIGHTS)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict):
+                raise TypeError("no dictionary")
             manifest, tensors = state["manifest"], state["tensors"]
         damaged = manifest["tensors_hash"] != tensors_hash(tensors)
     except FileNotFoundError as problem:
         raise CheckpointError(f"{problem.filename or path} is missing", remedy=remedy) from None
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as problem:
+    except _UNREADABLE as problem:
         raise CheckpointError(f"{path} holds no readable adapters", got=type(problem).__name__, remedy=remedy) from None
     if damaged:
         raise CheckpointError(f"{path} is damaged", expected=manifest["tensors_hash"], remedy=remedy)

@@ -136,7 +136,7 @@ class MLMPlan:
         for batch in self.tuning.fixed():
             _, labels = self._mask(batch, FIXED_EPOCH)
             targets = labels[labels != -100]
-            totals["uniform"].add(uniform_floor(used))
+            totals["uniform"].add(uniform_floor(targets, used))
             totals["unigram"].add(unigram_floor(targets, counts))
             totals["copy"].add(copy_floor(batch.codes, labels, batch.mask, counts))
         return {name: total.rates() for name, total in totals.items()}

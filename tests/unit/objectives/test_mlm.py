@@ -14,9 +14,9 @@ from ehrsequencing.objectives.mlm import (
     mask_tokens,
     mlm_loss,
     mlm_statistics,
+    uniform_floor,
     unigram_floor,
     unigram_probabilities,
-    uniform_floor,
 )
 
 VOCABULARY, MASK, SPECIAL = 305, 4, 5

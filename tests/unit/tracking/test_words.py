@@ -150,3 +150,20 @@ def test_the_best_model_respects_the_direction():
     values = {"a": {"value": 0.2, "higher_is_better": False}, "b": {"value": 0.1, "higher_is_better": False}}
     assert best_model(values, "x/own_error") == "b"
     assert primary_key(["hf/brier", "hf/auprc", "hf/auroc"]) == "hf/auroc"
+
+
+def test_floors_may_come_as_baseline_models_and_are_not_praised_themselves():
+    floors = {
+        "Unigram": {"mlm/mlm_loss": {"value": 3.5}, "mlm/mlm_accuracy": {"value": 0.16}},
+        "Copy": {"mlm/mlm_loss": {"value": 2.8}, "mlm/mlm_accuracy": {"value": 0.27}},
+    }
+    rows = [*ROWS, {"model": "Unigram", "kind": "baseline"}, {"model": "Copy", "kind": "baseline"}]
+    summary = {"metrics": MLM["metrics"] | floors}
+    for given in ((), [{"name": "unigram", "loss": 3.5, "accuracy": 0.16}]):
+        paragraphs = plain_words(summary, floors=given, models=rows)
+        assert len(paragraphs) == 1 and "BEHRT names 43.0%" in paragraphs[0] and "It beats every floor" in paragraphs[0]
+
+
+def test_figures_on_tuning_are_not_called_held_out():
+    text = say({"metrics": {"behrt": {"tuning:hf/auroc": entry(0.8)}}})
+    assert "Hf, on tuning: judged on 1,000 tuning predictions" in text and "held-out" not in text
