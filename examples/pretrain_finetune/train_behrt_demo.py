@@ -8,12 +8,13 @@ import argparse
 import warnings
 from pathlib import Path
 
+from ehrsequencing.data.synthetic import synthesise
+
 from ehrsequencing.cli.common import observed, progress_bars, say
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import write_labels
 from ehrsequencing.data.prepare import prepare
-from ehrsequencing.data.synthetic import synthesise
 from ehrsequencing.errors import EhrseqError
 from ehrsequencing.tasks.cohorts import build_labels, parse_task
 from ehrsequencing.tracking.report import write_report

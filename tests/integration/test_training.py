@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_with_a_remedy(world, tmp_path):
     )
     base = BEHRTForMLM.from_pretrained(world.pretrained / "model")
     with torch.no_grad():
-        base.get_input_embeddings().weight.mul_(float("inf"))
+        base.behrt.embeddings.code.weight.mul_(float("inf"))
     store = TokenStore.open(world.store)
     from ehrsequencing.training.runs import store_files
 
@@ -147,3 +147,17 @@ def test_a_loss_that_is_not_finite_fails_the_run_with_a_remedy(world, tmp_path):
     with pytest.raises(RunError, match="not finite.*lower optim.lr"):
         pretrain(world.store, tmp_path / "run", config, from_run=tmp_path / "broken")
     assert json.loads((tmp_path / "run" / "metadata.json").read_text())["status"] == "failed"
+
+
+def test_labels_of_unknown_subjects_are_refused(world, tmp_path):
+    import polars as pl
+
+    from ehrsequencing.errors import LabelError
+
+    labels = pl.read_parquet(world.labels)
+    stranger = labels.head(1).with_columns(subject_id=pl.lit(999, dtype=pl.Int64))
+    pl.concat([labels, stranger]).sort("subject_id", "prediction_time").write_parquet(tmp_path / "labels.parquet")
+    config = load_config(FinetuneConfig, overrides={**TINY, "method": "scratch"})
+    with pytest.raises(LabelError, match="1 labels are of subjects that .* does not hold.*subject 999"):
+        finetune(world.store, tmp_path / "labels.parquet", tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def _run_arm(
                     store,
                     split,
                     examples[split],
-                    progress=lambda done, total, label=f"{row.model} {split}": progress(label, done, total),
+                    progress=partial(progress, f"{row.model} {split}"),
                 )
             )
         inference += time.monotonic() - started
@@ -172,7 +173,8 @@ def _run_arm(
         seconds=seconds,
         trainable_parameters=metadata["parameters"]["trainable"],
         notes=f"{1000 * inference / histories:.1f} ms per history at inference",
-        **predictions,
+        tuning=predictions["tuning"],
+        held_out=predictions["held_out"],
     )
 
 
@@ -200,7 +202,7 @@ def _baseline_arms(
             targets["tuning"],
             seed=seed,
             threads=threads,
-            progress=lambda done, total, name=name: progress(name, done, total),
+            progress=partial(progress, name),
         )
         arms.append(
             Arm(
@@ -260,7 +262,6 @@ def _report_sections(
     truth = np.asarray(held.target) > 0.5
     return {
         "title": f"Held-out evaluation of {task}",
-        "task": task,
         "models": [
             {
                 "model": arm.name,
@@ -291,6 +292,7 @@ def _report_sections(
 
 
 def _points(curve: tuple[np.ndarray, np.ndarray], most: int = 200) -> dict[str, list[float]]:
+    """A curve thinned to what a page can show."""
     x, y = curve
     keep = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
     return {"x": [float(v) for v in x[keep]], "y": [float(v) for v in y[keep]]}

@@ -54,16 +54,22 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     tasks: dict[str, Any] = {}
 
     def update(name: str, done: int, total: int, note: str = "") -> None:
+        if not tasks:
+            # Started late, so that a command that fails before its first step prints one line and no empty bar.
+            bars.start()
         if name not in tasks:
             tasks[name] = bars.add_task(name, total=total, note=note)
-        bars.update(tasks[name], completed=done, total=total, **({"note": note} if note else {}))
+        bars.update(tasks[name], completed=done, total=total)
+        if note:
+            bars.update(tasks[name], note=note)
 
-    with bars:
-        _bars.append(bars)
-        try:
-            yield update
-        finally:
-            _bars.pop()
+    _bars.append(bars)
+    try:
+        yield update
+    finally:
+        _bars.pop()
+        if tasks:
+            bars.stop()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import errno
 import sys
 import traceback
 
-import click
 import typer
 
 from ehrsequencing import __version__
@@ -46,6 +45,9 @@ def _root(
     pass
 
 
+# Typer carries its own copy of click from 0.25 on; the exceptions' common base is reached through what it exports.
+_UsageProblem = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 _OS_ERRORS = {
     errno.ENOSPC: ("the disk is full", "free space or choose another --out; nothing half-written was left behind"),
     errno.EDQUOT: ("the disk quota is used up", "free space or choose another --out"),
@@ -64,12 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(args=arguments, standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         code = stop.exit_code
-    except click.ClickException as problem:
-        hint = f" (see `{problem.ctx.command_path} --help`)" if getattr(problem, "ctx", None) else ""
+    except _UsageProblem as problem:
+        context = getattr(problem, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context else ""
         _fail(f"{problem.format_message()}{hint}", debug)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except EhrseqError as problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from ehrsequencing.errors import ConfigError
 
 MAX_AGE = 119
 UNKNOWN_AGE = 120
-_LENGTH_JITTER = 0.05
+_PLANS_KEPT = 4
+_LENGTH_JITTER = 0.02
 """Lengths are blurred by this share before sorting, so that neighbours in length change from epoch to epoch."""
 
 
@@ -152,15 +152,19 @@ class BatchSource:
         self._windows = truncated(split, examples.index, examples.until, max_length - 1)
         self.lengths = 1 + self._windows.lengths
         """Tokens per example, CLS included; int64 [n]."""
-        # A few plans are kept: an epoch asks for its own again with every batch.
-        self._plan = lru_cache(maxsize=4)(self._make_plan)
+        self._plans: dict[tuple[int, bool], list[np.ndarray]] = {}
         self._plan(0, True)
 
-    def _make_plan(self, epoch: int, shuffle: bool) -> list[np.ndarray]:
-        return plan_batches(
-            self.lengths, self.token_budget,
-            seed=self.seed, epoch=epoch, shuffle=shuffle, max_examples=self.max_examples,
-        )  # fmt: skip
+    def _plan(self, epoch: int, shuffle: bool) -> list[np.ndarray]:
+        """The epoch's plan; the last few are kept, since every batch of an epoch asks for it again."""
+        if (epoch, shuffle) not in self._plans:
+            if len(self._plans) >= _PLANS_KEPT:
+                del self._plans[next(iter(self._plans))]
+            self._plans[epoch, shuffle] = plan_batches(
+                self.lengths, self.token_budget,
+                seed=self.seed, epoch=epoch, shuffle=shuffle, max_examples=self.max_examples,
+            )  # fmt: skip
+        return self._plans[epoch, shuffle]
 
     def num_batches(self, epoch: int) -> int:
         """Batches of an epoch; it varies a little between epochs."""

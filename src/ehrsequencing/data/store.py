@@ -190,9 +190,6 @@ class SplitWriter:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         for stream in self._files.values():
-            if kind is None:
-                stream.flush()
-                os.fsync(stream.fileno())
             stream.close()
 
     def write_rows(self, subjects: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
@@ -223,15 +220,17 @@ class SplitWriter:
         with (self.folder / f"{column}.npy").open("wb") as stream:
             stream.write(_npy_header(dtype, len(array)))
             stream.write(np.ascontiguousarray(array, dtype=dtype).data)
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Write the manifest of a finished store, with the size of every file beside it."""
-    files = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    """Finish a store: flush every file to disk, then write the manifest with their sizes."""
+    sizes = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+        sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
     head = {"format": FORMAT, "format_version": FORMAT_VERSION}
-    write_json(folder / MANIFEST_FILE, {**head, **content, "files": dict(sorted(files.items()))})
+    write_json(folder / MANIFEST_FILE, {**head, **content, "files": sizes})
 
 
 def _npy_header(dtype: str, rows: int) -> bytes:

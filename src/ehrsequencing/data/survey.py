@@ -68,14 +68,14 @@ class Survey:
 
     def token_counts(self, values: ValueStatistics, codes: Sequence[str]) -> np.ndarray:
         """Train events per code and bin, int64 [codes, 1 + bins]; column 0 counts events without a bin."""
-        position = {code: index for index, code in enumerate(codes)}
+        position = pl.DataFrame({"code": codes}, schema={"code": pl.String}).with_row_index("owner")
         pairs = self.histogram.select("code", "unit").unique(maintain_order=True)
-        pairs = pairs.with_columns(row=pl.Series(values.rows(pairs["code"].to_list(), pairs["unit"].to_list())))
-        table = self.histogram.join(pairs, on=["code", "unit"], how="left", maintain_order="left")
+        rows = values.rows(pairs["code"].to_list(), pairs["unit"].to_list())
+        pairs = pairs.with_columns(row=pl.Series(rows)).join(position, on="code", how="left")
+        table = self.histogram.join(pairs, on=["code", "unit"], how="left")
         bins = values.bin(table["row"].to_numpy(), table["value"].fill_null(float("nan")).to_numpy())
         counts = np.zeros((len(codes), 1 + values.bins), dtype=np.int64)
-        owner = np.fromiter((position[code] for code in table["code"]), dtype=np.int64, count=len(table))
-        np.add.at(counts, (owner, bins), table["count"].to_numpy())
+        np.add.at(counts, (table["owner"].to_numpy(), bins), table["count"].to_numpy())
         return counts
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ehrsequencing.data.synthetic_model import NEVER, Effect, Model, Term, log_rate, threshold
-from ehrsequencing.data.synthetic_random import derive, integers, subject_keys, uniform, uniform32
+from ehrsequencing.data.synthetic_model import MEMORY, NEVER, TRAITS, Effect, Model, Term, log_rate, threshold
+from ehrsequencing.data.synthetic_random import derive, integers, uniform, uniform32
 
 DAYS_PER_STEP = 30
 MONTHS_PER_STEP, BURN_IN_STEPS, BURN_IN_MONTHS = 1, 15, 12
@@ -77,7 +77,7 @@ class _Terms:
 
     def __getitem__(self, term: Term) -> np.ndarray:
         if term not in self.cache:
-            self.cache[term] = self._compute(*term).astype(np.int32)
+            self.cache[term] = self._compute(*term).astype(np.int16)
         return self.cache[term]
 
     def _compute(self, name: str, kind: str, argument: int) -> np.ndarray:
@@ -91,8 +91,6 @@ class _Terms:
 
 def term_rows(model: Model, name: str, states: States, recent: bool = False) -> np.ndarray:
     """The array that a term reads: level (or months since onset), drug, trait, memory or static, [n]."""
-    from ehrsequencing.data.synthetic_model import MEMORY, TRAITS
-
     if name in model.conditions.names:
         return (states.since if recent else states.level)[model.condition(name)]
     if name in model.drugs.names:
@@ -153,51 +151,52 @@ def step(
     return replace(after, alive=_survive(model, after, keys, months)) if mortal else after
 
 
-def _sum_effects(base: np.ndarray, effects: tuple[tuple[Effect, ...], ...], terms: _Terms) -> np.ndarray:
-    """Add effects to int32 [C, n] in place."""
-    for row, found in zip(base, effects, strict=True):
-        for effect in found:
-            row += terms[effect.term] * np.int32(effect.size)
-    return base
+def _log_hazards(
+    base: np.ndarray, rows: np.ndarray, effects: tuple[tuple[Effect, ...], ...], terms: _Terms, n: int
+) -> np.ndarray:
+    """Log-hazards of some conditions in units, int16 [rows, n]: base [C] or [C, n] plus effects."""
+    total = np.empty((len(rows), n), dtype=np.int16)
+    for row, condition in zip(total, rows, strict=True):
+        row[:] = base[condition]
+        for effect in effects[condition]:
+            row += terms[effect.term] * np.int16(effect.size)
+    return total
 
 
 def _progress(model: Model, states: States, keys: np.ndarray, months: int) -> tuple[np.ndarray, np.ndarray]:
     """Levels after onsets, progressions and recessions, and months since the latest onset."""
-    conditions, terms = model.conditions, _Terms(model, states)
-    shift = log_rate(12 * months)
-    years = (states.age_months // 12 - 60)[None, :]
-    onset = _sum_effects(
-        conditions.onset[:, None] + shift + conditions.age[:, None] * years, conditions.onset_effects, terms
-    )
-    n = len(states.alive)
-    progress = np.repeat((conditions.progress + shift)[:, None], n, axis=1)
-    progress = _sum_effects(progress, conditions.progress_effects, terms)
-    recede = np.repeat((conditions.recede + shift)[:, None], n, axis=1)
-    recede = _sum_effects(recede, conditions.recede_effects, terms)
-
+    conditions, terms, n = model.conditions, _Terms(model, states), len(states.alive)
+    shift, never = log_rate(12 * months), log_rate(0)
+    every = np.arange(len(conditions.names))
+    years = (states.age_months // 12 - 60).astype(np.int16)
+    aged = conditions.age.astype(np.int16)[:, None] * years + (conditions.onset + shift).astype(np.int16)[:, None]
+    bar = threshold(_log_hazards(aged, every, conditions.onset_effects, terms, n))
     acute = (conditions.courses == "acute")[:, None]
-    previous = np.where(acute, 0, states.level).astype(np.uint8)
+    previous = np.where(acute, np.uint8(0), states.level)
     absent = previous == 0
-    draw = uniform32(keys, np.arange(len(conditions.names)))
-    allowed = states.alive[None, :] & (previous < conditions.levels[:, None])
-    allowed &= (conditions.sexes[:, None] == 2) | (conditions.sexes[:, None] == states.male[None, :])
+    grows = np.flatnonzero(conditions.progress > never)
+    growth = threshold(_log_hazards(conditions.progress + shift, grows, conditions.progress_effects, terms, n))
+    bar[grows] = np.where(absent[grows], bar[grows], growth)
+
+    draw = uniform32(keys, every)
+    allowed = states.alive & (previous < conditions.levels[:, None])
+    allowed &= (conditions.sexes[:, None] == 2) | (conditions.sexes[:, None] == states.male)
     for condition in np.flatnonzero(conditions.requires >= 0):
         allowed[condition] &= states.level[conditions.requires[condition]] > 0
-    up = allowed & (draw < threshold(np.where(absent, onset, progress)))
+    up = allowed & (draw < bar)
+    level = previous + up
+    fades = np.flatnonzero(conditions.recede > never)
+    fading = threshold(_log_hazards(conditions.recede + shift, fades, conditions.recede_effects, terms, n))
     # The upper tail of the same draw: a level never rises and falls in one step.
-    down = ~absent & states.alive[None, :] & ~up & (_FULL - draw < threshold(recede))
-    down &= (conditions.recede > log_rate(0))[:, None]
-    level = previous + up.astype(np.uint8) - down.astype(np.uint8)
-    older = np.minimum(states.since.astype(np.int32) + months, 254)
-    since = np.where(up & absent, 0, np.where(states.since == NEVER, NEVER, older)).astype(np.uint8)
-    dead = ~states.alive
+    level[fades] -= ~absent[fades] & states.alive & ~up[fades] & (_FULL - draw[fades] < fading)
+    since = np.where(states.since == NEVER, NEVER, np.minimum(states.since, np.uint8(254 - months)) + np.uint8(months))
+    since = np.where(up & absent, np.uint8(0), since.astype(np.uint8))
+    dead = np.flatnonzero(~states.alive)
     level[:, dead], since[:, dead] = states.level[:, dead], states.since[:, dead]
     return level, since
 
 
-def _visits(
-    model: Model, states: States, keys: np.ndarray, months: int, intake: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _visits(model: Model, states: States, keys: np.ndarray, months: int, intake: bool) -> tuple[np.ndarray, np.ndarray]:
     """Visits of the step and the condition behind an acute one."""
     conditions, acute = model.conditions, model.conditions.acute
     present = states.level[acute] > 0
@@ -328,13 +327,9 @@ def replay(model: Model, keys: np.ndarray, steps: int) -> Iterator[States]:
         yield states
 
 
-def fork(
-    model: Model, states: States, keys: np.ndarray, first_step: int, steps: int, future: int
-) -> Iterator[States]:
+def fork(model: Model, states: States, keys: np.ndarray, first_step: int, steps: int, future: int) -> Iterator[States]:
     """Another future of subjects replayed to `first_step`: the same process under keys that depend on `future`."""
     fresh = derive(derive(keys, 4), future)
     for number in range(first_step, first_step + steps):
         states = step(model, states, step_keys(fresh, number))
         yield states
-
-

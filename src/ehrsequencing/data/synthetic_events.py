@@ -14,25 +14,25 @@ MINUTES_PER_DAY = 1_440
 REMOTE = 8
 """Kind of visit beside OUTPATIENT, EMERGENCY, INPATIENT: a clinic visit without a body to measure."""
 PANELS: dict[str, tuple[float, float, float, dict[str, float]]] = {
-    "pressure": (0.55, 0.6, 0.8, {"hypertension": 0.2}),
-    "weight": (0.20, 0.0, 0.2, {"obesity": 0.15, "heart_failure": 0.3}),
-    "saturation": (0.0, 0.4, 0.7, {"copd": 0.15, "asthma": 0.1, "heart_failure": 0.1}),
-    "metabolic": (0.08, 0.35, 0.8, {"diabetes": 0.12, "ckd": 0.2, "hypertension": 0.08, "heart_failure": 0.12}),
-    "blood_count": (0.06, 0.3, 0.6, {"anemia": 0.3, "ckd": 0.05, "colorectal_cancer": 0.3, "lung_cancer": 0.3}),
-    "lipid": (0.06, 0.0, 0.03, {"dyslipidemia": 0.12, "cad": 0.05, "diabetes": 0.05}),
-    "glycemia": (0.03, 0.0, 0.05, {"diabetes": 0.5, "obesity": 0.05}),
-    "kidney": (0.0, 0.0, 0.05, {"ckd": 0.2, "diabetes": 0.08}),
-    "cardiac": (0.10, 0.2, 0.4, {"hypertension": 0.22, "cad": 0.2, "diabetes": 0.12, "afib": 0.15, "ckd": 0.1}),
-    "thyroid": (0.02, 0.0, 0.02, {"hypothyroid": 0.4}),
-    "liver": (0.03, 0.1, 0.15, {"liver_disease": 0.3, "rheumatoid": 0.15, "alcohol": 0.08}),
-    "inflammation": (0.01, 0.05, 0.15, {"rheumatoid": 0.4, "gout": 0.05}),
-    "prostate": (0.0, 0.0, 0.0, {"bph": 0.15, "prostate_cancer": 0.6}),
+    "pressure": (0.20, 0.25, 0.3, {"hypertension": 0.12}),
+    "weight": (0.08, 0.0, 0.1, {"obesity": 0.08, "heart_failure": 0.15}),
+    "saturation": (0.0, 0.2, 0.4, {"copd": 0.08, "asthma": 0.05, "heart_failure": 0.05}),
+    "metabolic": (0.04, 0.15, 0.4, {"diabetes": 0.05, "ckd": 0.10, "hypertension": 0.04, "heart_failure": 0.04}),
+    "blood_count": (0.03, 0.15, 0.3, {"anemia": 0.2, "ckd": 0.03, "colorectal_cancer": 0.2, "lung_cancer": 0.2}),
+    "lipid": (0.03, 0.0, 0.0, {"dyslipidemia": 0.10, "cad": 0.03, "diabetes": 0.03}),
+    "glycemia": (0.03, 0.0, 0.0, {"diabetes": 0.4, "obesity": 0.05}),
+    "kidney": (0.0, 0.0, 0.03, {"ckd": 0.12, "diabetes": 0.03}),
+    "cardiac": (0.55, 0.5, 0.7, {"hypertension": 0.25, "cad": 0.2, "diabetes": 0.12, "afib": 0.15, "ckd": 0.1}),
+    "thyroid": (0.02, 0.0, 0.0, {"hypothyroid": 0.4}),
+    "liver": (0.01, 0.05, 0.05, {"liver_disease": 0.15, "rheumatoid": 0.10, "alcohol": 0.04}),
+    "inflammation": (0.01, 0.05, 0.10, {"rheumatoid": 0.3, "gout": 0.05}),
+    "prostate": (0.0, 0.0, 0.0, {"bph": 0.15, "prostate_cancer": 0.5}),
     "tumor": (0.0, 0.0, 0.0, {"breast_cancer": 0.3, "colorectal_cancer": 0.4, "lung_cancer": 0.3}),
     "gout": (0.0, 0.0, 0.0, {"gout": 0.3}),
-    "iron": (0.0, 0.0, 0.02, {"anemia": 0.3, "ckd": 0.03}),
+    "iron": (0.0, 0.0, 0.02, {"anemia": 0.2, "ckd": 0.02}),
     "bone": (0.01, 0.0, 0.0, {"osteoporosis": 0.2}),
-    "coagulation": (0.0, 0.08, 0.2, {"afib": 0.2, "liver_disease": 0.1}),
-    "critical": (0.0, 0.0, 0.2, {}),
+    "coagulation": (0.0, 0.05, 0.1, {"afib": 0.2, "liver_disease": 0.1}),
+    "critical": (0.0, 0.0, 0.12, {}),
     "lung": (0.0, 0.0, 0.0, {"asthma": 0.15, "copd": 0.25}),
     "mood": (0.03, 0.0, 0.0, {"depression": 0.35, "anxiety": 0.15}),
     "cognition": (0.0, 0.0, 0.0, {"dementia": 0.35}),
@@ -40,10 +40,10 @@ PANELS: dict[str, tuple[float, float, float, dict[str, float]]] = {
 """Chance of a panel at a clinic, emergency and hospital visit, and what each known condition adds at a clinic."""
 REPEATED_PANELS = ("metabolic",)
 """Measured again before discharge of stays of three days and more."""
-CHRONIC_CODED = {OUTPATIENT: 0.25, REMOTE: 0.25, EMERGENCY: 0.15, INPATIENT: 0.6}
-REFILL_VISIT, REFILL, HOSPITAL_REFILL = 0.28, 0.95, 0.6
+CHRONIC_CODED = {OUTPATIENT: 0.14, REMOTE: 0.14, EMERGENCY: 0.08, INPATIENT: 0.30}
+REFILL_VISIT, REFILL, HOSPITAL_REFILL = 0.16, 0.97, 0.25
 HISTORY_CODED = 0.08
-ROUTINE, MINOR, HABITUAL_MINOR, INPATIENT_COMPLICATION = 0.3, 0.35, 0.6, 0.5
+ROUTINE, MINOR, HABITUAL_MINOR, INPATIENT_COMPLICATION = 0.2, 0.2, 0.7, 0.4
 REMOTE_SHARE = 0.10
 TRIGGERED_PROCEDURES = {"cad": 1, "heart_failure": 1, "afib": 1, "ckd": 4, "osteoarthritis": 3, "sleep_apnea": 1,
                         "breast_cancer": 1, "prostate_cancer": 1, "colorectal_cancer": 1, "lung_cancer": 1}  # fmt: skip
@@ -120,7 +120,7 @@ class Events:
 
 
 def plan_visits(model: Model, paths: Trajectories) -> Visits:
-    """Place each step's visits on days: clinics on days 0 to 12 of the step, acute ones from day 14, ended by day 28."""
+    """Place visits within their steps: clinics on days 0 to 12, acute ones from day 14 on, ended by day 28."""
     steps = paths.visit.shape[0] - 1
     observed = np.arange(steps)[:, None] < paths.steps[None, :]
     visit = np.where(observed, paths.visit[1:], 0)
@@ -157,7 +157,9 @@ class _Emitter:
         self.drug = paths.drug[visits.state, visits.subject]
         self.parts: list[Events] = []
 
-    def add(self, visit: np.ndarray, minute: np.ndarray, code: np.ndarray, value: np.ndarray | None = None) -> None:
+    def add(
+        self, visit: np.ndarray, minute: np.ndarray, code: int | np.ndarray, value: np.ndarray | None = None
+    ) -> None:
         """Add events; `minute` and `code` broadcast over `visit`."""
         shape = visit.shape
         self.parts.append(
@@ -240,6 +242,9 @@ class _Emitter:
             for favourite in range(3):
                 where = np.flatnonzero(ill & group & habit & (which == favourite))
                 self.pick(f"dx/{role}", where, visits.end, _DX + 920 + favourite, personal=True)
+        strain, rising = (self.level[:, self.model.condition(name)] for name in ("strain", "rising"))
+        ailing = clinic & (draw[6] < 0.01 + 0.03 * strain + 0.15 * rising)
+        self.pick("dx/symptom", np.flatnonzero(ailing), visits.end, _DX + 929)
         stay = kind == INPATIENT
         self.pick("dx/inpatient", np.flatnonzero(stay & (draw[4] < INPATIENT_COMPLICATION)), visits.end, _DX + 930)
         drug, model = self.drug, self.model
@@ -296,34 +301,31 @@ class _Emitter:
         age = (self.paths.entry_months[visits.subject] + visits.step) // 12
         heart = self.known[:, model.condition("cad")] | self.known[:, model.condition("afib")]
         clinic = visits.kind == OUTPATIENT
-        for stream, role, where in (
-            (600, "chemo", self.drug[:, model.drug("chemo")] & clinic),
-            (601, "ckd", dialysis & (visits.kind != REMOTE)),
-        ):
-            chosen = np.flatnonzero(where & (uniform(visits.keys, _PX + stream) < 0.6))
-            self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
-        for stream, role, share in (
-            (602, "screening", np.where(clinic & (age >= 45), 0.02, 0.0)),
-            (603, "immunization", np.where(clinic, 0.08, 0.0)),
-            (604, "electrocardiogram", np.where(visits.kind == REMOTE, 0.0, np.where(heart, 0.18, 0.03))),
-        ):
-            chosen = np.flatnonzero(uniform(visits.keys, _PX + stream) < share)
+        shares = (
+            ("chemo", np.where(self.drug[:, model.drug("chemo")] & clinic, 0.6, 0.0)),
+            ("ckd", np.where(dialysis & (visits.kind != REMOTE), 0.6, 0.0)),
+            ("screening", np.where(clinic & (age >= 45), 0.02, 0.0)),
+            ("immunization", np.where(clinic, 0.08, 0.0)),
+            ("electrocardiogram", np.where(visits.kind == REMOTE, 0.0, np.where(heart, 0.18, 0.03))),
+        )
+        for stream, (role, chance) in enumerate(shares):
+            chosen = np.flatnonzero(uniform(visits.keys, _PX + 600 + stream) < chance)
             self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
 
     def measurements(self) -> None:
         """Panels of labs and vitals, their members together; some again before discharge."""
         visits, kind = self.visits, self.visits.kind
         ordered: dict[str, np.ndarray] = {}
+        at_clinic = (kind == OUTPATIENT) | (kind == REMOTE)
+        male = self.paths.male[visits.subject] == 1
         for number, (panel, (clinic, emergency, stay, boosts)) in enumerate(PANELS.items()):
-            chance = np.full(len(visits), clinic)
+            chance: np.ndarray = np.full(len(visits), clinic)
             for name, boost in boosts.items():
                 chance += boost * self.known[:, self.model.condition(name)]
             chance = np.minimum(chance, 0.95)
             hospital = np.where(kind == EMERGENCY, np.maximum(emergency, 0.3 * chance), np.maximum(stay, 0.4 * chance))
-            at_clinic = (kind == OUTPATIENT) | (kind == REMOTE)
             chance = np.where(kind == REMOTE, 0.0, np.where(at_clinic, chance, hospital))
             drawn = uniform(visits.keys, _LAB + number)
-            male = self.paths.male[visits.subject] == 1
             ordered[panel] = np.flatnonzero((drawn < chance) & (male if panel == "prostate" else True))
         long_stay = (kind == INPATIENT) & (visits.end - visits.start >= 3 * MINUTES_PER_DAY)
         for number, lab in enumerate(self.model.labs):
@@ -337,8 +339,8 @@ class _Emitter:
     def _values(self, number: int, where: np.ndarray, repeat: int) -> np.ndarray:
         """Values of one lab at visits: the subject's own level, effects of states and treatment, and noise."""
         lab, subject = self.model.labs[number], self.visits.subject[where]
-        value = lab.centre + lab.between * normal(self.static[subject], _LAB + number)
-        value += lab.within * normal(self.visits.keys[where], _LAB + 100 + 2 * number + repeat)
+        own, noise = self._deviates(number, where, repeat)
+        value = lab.centre + lab.between * own + lab.within * noise
         if lab.age:
             months = self.paths.entry_months[subject] + self.visits.step[where]
             value += lab.age * (months / 12 - 60) / 10
@@ -347,6 +349,17 @@ class _Emitter:
         if lab.log_scale:
             value = np.exp(value)
         return np.clip(np.round(value, lab.decimals), lab.low, lab.high)
+
+    def _deviates(self, number: int, where: np.ndarray, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+        """Standard normal deviates of the subject's own level and of the visit, correlated with the twin's."""
+        lab = self.model.labs[number]
+        own = normal(self.static[self.visits.subject[where]], _LAB + number)
+        noise = normal(self.visits.keys[where], _LAB + 100 + 2 * number + repeat)
+        if lab.twin < 0:
+            return own, noise
+        shared, apart = lab.twin_correlation, np.sqrt(1 - lab.twin_correlation**2)
+        twin_own, twin_noise = self._deviates(lab.twin, where, repeat)
+        return shared * twin_own + apart * own, shared * twin_noise + apart * noise
 
     def _term(self, effect: Effect, where: np.ndarray) -> np.ndarray:
         """What a lab reads, at the end of the visit's step."""

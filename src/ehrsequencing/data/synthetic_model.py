@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ehrsequencing.data.schema import KINDS
 from ehrsequencing.errors import DataError
 from ehrsequencing.io import hash_bytes
 
@@ -45,7 +46,11 @@ class Effect:
 
 @dataclass(frozen=True)
 class Lab:
-    """One measured quantity; fields are the columns of `synthetic_labs.csv`."""
+    """One measured quantity; fields are the columns of `synthetic_labs.csv`.
+
+    `twin` is the number of an earlier lab with which it shares its own level and noise, by `twin_correlation`; -1
+    where there is none.
+    """
 
     code: str
     unit: str
@@ -58,6 +63,8 @@ class Lab:
     low: float
     high: float
     age: float
+    twin: int
+    twin_correlation: float
     effects: tuple[Effect, ...]
 
 
@@ -250,7 +257,9 @@ def load_model() -> Model:
 
 def _labs(rows: list[dict[str, str]], known: set[str]) -> tuple[Lab, ...]:
     labs = []
+    codes = [row["code"] for row in rows]
     for row in rows:
+        twin, _, correlation = row["twin"].partition(":")
         parsed = parse_effects(row["effects"], 1.0, known | {"age"}, TABLES[2])
         labs.append(
             Lab(
@@ -265,6 +274,8 @@ def _labs(rows: list[dict[str, str]], known: set[str]) -> tuple[Lab, ...]:
                 low=float(row["low"]),
                 high=float(row["high"]),
                 age=sum(effect.size for effect in parsed if effect.term[0] == "age"),
+                twin=codes.index(twin) if twin else -1,
+                twin_correlation=float(correlation or 0),
                 effects=tuple(effect for effect in parsed if effect.term[0] != "age"),
             )
         )
@@ -272,8 +283,6 @@ def _labs(rows: list[dict[str, str]], known: set[str]) -> tuple[Lab, ...]:
 
 
 def _code_book(lab_rows: list[dict[str, str]]) -> CodeBook:
-    from ehrsequencing.data.schema import KINDS
-
     rows = _rows(TABLES[3])
     entries = {row["code"]: (row["description"], row["kind"], False) for row in rows}
     entries |= {row["code"]: (row["description"], row["kind"], True) for row in lab_rows}

@@ -48,8 +48,11 @@ def subject_keys(seed: int, subjects: np.ndarray) -> np.ndarray:
 def uniform32(keys: np.ndarray, streams: int | Sequence[int] | np.ndarray) -> np.ndarray:
     """Uniform uint32; [n] for one stream, [len(streams), n] for several."""
     if np.ndim(streams):
-        keys, streams = np.asarray(keys)[None, :], np.asarray(streams, dtype=np.uint64)[:, None]
-    return (derive(keys, streams) >> np.uint64(32)).astype(np.uint32)
+        keys = np.asarray(keys)[None, :]
+        counters = np.asarray(streams, dtype=np.uint64)[:, None]
+    else:
+        counters = np.asarray(streams, dtype=np.uint64)
+    return (derive(keys, counters) >> np.uint64(32)).astype(np.uint32)
 
 
 def uniform(keys: np.ndarray, streams: int | Sequence[int] | np.ndarray) -> np.ndarray:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 from ehrsequencing.errors import MetricError
+from ehrsequencing.evaluation.calibration import wilson
 from ehrsequencing.evaluation.metrics import METRICS, Array, RankedScores, checked, one_class_error
 
 DEFAULT_METRICS = ("auroc", "auprc", "brier", "ece", "f1")
@@ -142,21 +142,6 @@ class _Rows:
         if not METRICS[name].needs_both_classes or self.rarer >= RARE:
             return None
         return wilson(value, self.rarer, self.level)
-
-
-def wilson(share: float, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion.
-
-    Source: Wilson 1927, Journal of the American Statistical Association 22:209-212.
-
-    >>> low, high = wilson(1.0, 5); round(low, 3), round(high, 3)
-    (0.566, 1.0)
-    """
-    z = float(norm.ppf((1 + level) / 2))
-    spread = 1 + z**2 / trials
-    centre = (share + z**2 / (2 * trials)) / spread
-    half = z / spread * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return max(0.0, centre - float(half)), min(1.0, centre + float(half))
 
 
 def evaluate(

@@ -37,11 +37,6 @@ class RankedScores:
         first = np.append(True, self.p[1:] != self.p[:-1])
         self._starts: NDArray[np.intp] | None = None if first.all() else np.flatnonzero(first)
 
-    @property
-    def distinct(self) -> Array:
-        """Float [groups]; the distinct probabilities, descending."""
-        return self.p if self._starts is None else self.p[self._starts]
-
     def by_group(self, values: Array) -> Array:
         """Sum `values` [..., n] over rows of equal probability -> [..., groups]."""
         return values if self._starts is None else np.add.reduceat(values, self._starts, axis=-1)
@@ -220,7 +215,7 @@ def log_loss(y_true: ArrayLike, p: ArrayLike) -> float:
     >>> round(log_loss([1, 0], [0.5, 0.5]), 4)
     0.6931
     """
-    return _single(_log_loss, y_true, p, "ce")
+    return _single(_log_loss, y_true, p, "log_loss")
 
 
 def f1(y_true: ArrayLike, p: ArrayLike, threshold: float = 0.5) -> float:
@@ -260,7 +255,7 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(f1, True, _f1, needs_both_classes=True),
     "brier": Metric(brier, False, _brier),
     "ece": Metric(ece, False, _ece),
-    "ce": Metric(log_loss, False, _log_loss),
+    "log_loss": Metric(log_loss, False, _log_loss),
 }
 
 
@@ -273,10 +268,42 @@ def f1_threshold(y_true: ArrayLike, p: ArrayLike) -> float:
     >>> f1_threshold([0, 1, 0, 1], [0.1, 0.4, 0.3, 0.8])
     0.4
     """
+    positive, negative = _cumulative(y_true, p, "f1")
+    best = np.argmax(2 * positive / (2 * positive + negative + positive[-1] - positive))
+    return float(np.unique(np.asarray(p, dtype=np.float64))[::-1][best])
+
+
+def roc_points(y_true: ArrayLike, p: ArrayLike) -> tuple[Array, Array]:
+    """False and true positive rate at each distinct probability, from (0, 0) to (1, 1).
+
+    Raises:
+        MetricError: one class, or see `checked`.
+
+    >>> [x.tolist() for x in roc_points([0, 1, 1], [0.2, 0.2, 0.9])]
+    [[0.0, 0.0, 1.0], [0.0, 0.5, 1.0]]
+    """
+    positive, negative = _cumulative(y_true, p, "the ROC curve")
+    return np.append(0.0, negative / negative[-1]), np.append(0.0, positive / positive[-1])
+
+
+def precision_recall_points(y_true: ArrayLike, p: ArrayLike) -> tuple[Array, Array]:
+    """Recall and precision at each distinct probability, highest first.
+
+    Raises:
+        MetricError: one class, or see `checked`.
+
+    >>> [x.tolist() for x in precision_recall_points([0, 1, 1], [0.4, 0.4, 0.9])]
+    [[0.5, 1.0], [1.0, 0.6666666666666666]]
+    """
+    positive, negative = _cumulative(y_true, p, "the precision-recall curve")
+    return positive / positive[-1], positive / (positive + negative)
+
+
+def _cumulative(y_true: ArrayLike, p: ArrayLike, what: str) -> tuple[Array, Array]:
+    """Positives and negatives called positive at each distinct probability."""
     scores = RankedScores(y_true, p)
     positives = int(scores.y.sum())
     if positives in (0, len(scores.y)):
-        raise one_class_error("f1", positives, len(scores.y))
-    hits = np.cumsum(scores.by_group(scores.y))
-    predicted = np.cumsum(scores.by_group(np.ones(len(scores.y))))
-    return float(scores.distinct[np.argmax(2 * hits / (predicted + positives))])
+        raise one_class_error(what, positives, len(scores.y))
+    positive, negative = scores.class_mass(np.ones((1, len(scores.y))))
+    return np.cumsum(positive[0]), np.cumsum(negative[0])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ehrsequencing.errors import AdapterError, ConfigError, ShapeError
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.embeddings import CONTEXT_STD_SHARE, BEHRTEmbedding, code_std
 from ehrsequencing.models.encoder import EncoderLayer, Pooling, TransformerEncoder
 from ehrsequencing.models.folder import PretrainedModel
@@ -303,7 +304,7 @@ class BEHRTForSequenceClassification(BEHRTHead):
             )
         self.num_labels, self.problem_type = num_labels, problem_type
         self.pooling = Pooling(config.hidden_dim, config.pooling)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.classifier = nn.Linear(config.hidden_dim, num_labels)
         initialise(self.pooling)
         initialise(self.classifier)

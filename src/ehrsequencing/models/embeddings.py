@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.dropout import Dropout
 
 CONTEXT_STD_SHARE = 0.2
 """Initial standard deviation of ages, visits, positions and kinds, as a share of the codes'.
@@ -151,7 +152,7 @@ class BEHRTEmbedding(nn.Module):
         self.time = TimeEmbedding(width) if config.time_embedding else None
         self.value = ValueEmbedding(width) if config.use_values else None
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.projection = nn.Linear(width, config.hidden_dim) if width != config.hidden_dim else nn.Identity()
 
     def forward(

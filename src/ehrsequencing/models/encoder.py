@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ehrsequencing.models.attention import SelfAttention
 from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.dropout import Dropout
 
 
 class EncoderLayer(nn.Module):
@@ -27,7 +28,7 @@ class EncoderLayer(nn.Module):
         self.linear2 = nn.Linear(config.ffn_dim, width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden: Tensor, attend: Tensor | None) -> Tensor:
         """Float [batch, length, hidden_dim] and keys to read (see `SelfAttention`) -> same shape as `hidden`."""

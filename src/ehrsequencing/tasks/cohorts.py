@@ -280,7 +280,7 @@ def _refuse_useless(labels: pl.DataFrame, task: OnsetTask, flow: _Flow) -> None:
         raise LabelError(
             f"no subject has a code of task {task.name}", got=flow,
             expected=f"codes that start with {', '.join(task.codes)}",
-            remedy="`ehrseq inspect` lists the dataset's codes",
+            remedy="metadata/codes.parquet of the dataset lists its codes",
         )  # fmt: skip
     if labels.is_empty():
         raise LabelError(

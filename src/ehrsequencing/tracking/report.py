@@ -70,16 +70,17 @@ def _body(
     summary = {**summary, "metrics": metrics}
     _check_differences(data, metrics)
     names = data.names()
+    simple = {row.model for row in data.models if row.kind == "baseline"}
     words = data.plain_words
     if words is None:
         words = plain_words(summary, differences=data.differences, floors=data.floors, models=data.models)
     drawn = {name: dict(curves) for name, curves in data.curves.items()} or _history_curves(metadata, history)
-    caveats = [*data.caveats, *summary.get("notes", []), *_incidents(metadata)]
+    caveats = list(dict.fromkeys([*data.caveats, *summary.get("notes", []), *_incidents(metadata)]))
     found: list[tuple[str, str, Html | None]] = [
         ("words", "In plain words", join(element("p", text) for text in words) if words else None),
         ("results", "Results", sections.results(metrics, names)),
         ("differences", "Paired differences", sections.differences(data.differences, names)),
-        ("masked-codes", "Masked-code prediction", sections.masked_codes(metrics, data.floors, names)),
+        ("masked-codes", "Masked-code prediction", sections.masked_codes(metrics, data.floors, names, simple)),
         ("models", "Models", sections.models(data.models)),
         ("curves", "Learning curves", figures.curves(drawn, names)),
         ("ranking", "Ranking", figures.ranking(data.roc, data.pr, metrics, names)),

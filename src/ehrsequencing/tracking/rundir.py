@@ -22,7 +22,7 @@ FILES = (
     "report_data.json",
     "report.html",
 )
-FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "arms")
+FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "predictions", "arms")
 LOCK = ".lock"
 
 

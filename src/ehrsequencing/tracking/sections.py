@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ehrsequencing.tracking.figures import Metrics, Names, in_order
@@ -23,11 +23,14 @@ from ehrsequencing.tracking.words import (
     best_model,
     by_task,
     is_masked_code_metric,
+    masked_code_floors,
     metric_name,
     primary_key,
     title_case,
 )
 
+_MASKED = ("loss", "accuracy", "top10")
+_LONG = 30
 _PARAMETER_GROUPS = {
     "pretrained": "Pretrained",
     "from_scratch": "Learned from scratch",
@@ -173,21 +176,24 @@ def differences(pairs: Sequence[Difference], names: Names) -> Html | None:
     return join([*parts, element("p", note, class_="note")])
 
 
-def masked_codes(metrics: Metrics, floors: Sequence[Floor], names: Names) -> Html | None:
+def masked_codes(metrics: Metrics, floors: Sequence[Floor], names: Names, baselines: Collection[str]) -> Html | None:
     """The model's masked-code figures beside the floors that need no model."""
-    rows: list[tuple[str, bool, dict[str, float | None]]] = []
-    for model, entries in metrics.items():
-        own = {split_key(key)[1]: entry["value"] for key, entry in entries.items() if is_masked_code_metric(key)}
+    floors, judged = masked_code_floors(metrics, floors, baselines)
+    rows: list[tuple[str, bool, dict[str, Mapping[str, Any] | None]]] = []
+    for model, entries in judged.items():
+        own = {split_key(key)[1]: entry for key, entry in entries.items() if is_masked_code_metric(key)}
         if own:
-            figures = {name: own.get(f"mlm_{name}") for name in ("loss", "accuracy", "top10")}
-            rows.append((names.get(model, model), True, figures))
-    rows += [
-        (floor.name, False, {"loss": floor.loss, "accuracy": floor.accuracy, "top10": floor.top10}) for floor in floors
-    ]
-    if not rows:
+            rows.append((names.get(model, model), True, {name: own.get(f"mlm_{name}") for name in _MASKED}))
+    for floor in floors:
+        figures = {name: getattr(floor, name) for name in _MASKED}
+        entered: dict[str, Mapping[str, Any] | None] = {
+            name: None if value is None else {"value": value} for name, value in figures.items()
+        }
+        rows.append((names.get(floor.name, floor.name), False, entered))
+    shown = [name for name in _MASKED if any(figures[name] is not None for *_, figures in rows)]
+    if not shown:
         return None
-    shown = [name for name in ("loss", "accuracy", "top10") if any(figures[name] is not None for *_, figures in rows)]
-    largest = max((figures["loss"] or 0.0 for *_, figures in rows), default=0.0)
+    largest = max((figures["loss"]["value"] for *_, figures in rows if figures["loss"]), default=0.0)
     head: list[str] = ["Predictor"]
     for name in shown:
         arrow = "lower is better" if name == "loss" else "higher is better"
@@ -197,15 +203,25 @@ def masked_codes(metrics: Metrics, floors: Sequence[Floor], names: Names) -> Htm
         kind = element("span", "trained" if is_model else "floor, needs no model", class_="sub")
         cells: list[str] = [join([element("strong", label) if is_model else label, kind])]
         for name in shown:
-            value = figures[name]
-            if value is None:
+            entry = figures[name]
+            if entry is None:
                 cells.append("–")
                 continue
-            share = value / largest if name == "loss" and largest else value
-            text = format_number(float(value)) if name == "loss" else f"{value:.1%}"
-            cells.append(join([text, bar(share, 0 if is_model else 5, thin=True)]))
+            share = entry["value"] / largest if name == "loss" and largest else entry["value"]
+            drawn = bar(share, 0 if is_model else 5, thin=True)
+            cells.append(join([_masked_cell(entry, percent=name != "loss"), drawn]))
         body.append(cells)
     return table("All on the same masked positions", head, body)
+
+
+def _masked_cell(entry: Mapping[str, Any], *, percent: bool) -> Html:
+    def written(value: float) -> str:
+        return f"{value:.1%}" if percent else format_number(float(value))
+
+    interval = None
+    if entry.get("low") is not None and entry.get("high") is not None:
+        interval = element("span", f"[{written(entry['low'])}, {written(entry['high'])}]", class_="ci")
+    return join([written(entry["value"]), interval])
 
 
 def confusion(matrix: Confusion | None, names: Names) -> Html | None:
@@ -232,39 +248,36 @@ def confusion(matrix: Confusion | None, names: Names) -> Html | None:
 
 
 def parameters(report: Mapping[str, Mapping[str, Mapping[str, int] | Sequence[str]]], names: Names) -> Html | None:
-    """Which parameters are pretrained, new, frozen, and which a gradient reached."""
+    """Which parts of each model are pretrained, new, frozen, and which a gradient reached."""
     if not report:
         return None
-    groups = list(dict.fromkeys([*_PARAMETER_GROUPS, *(group for kinds in report.values() for group in kinds)]))
-    groups = [group for group in groups if any(group in kinds for kinds in report.values())]
-    labels = {group: _PARAMETER_GROUPS.get(group, group.replace("_", " ").capitalize()) for group in groups}
-    body, lists = [], []
+    parts = []
     for model, kinds in report.items():
-        body.append([names.get(model, model), *(_group_cell(kinds.get(group)) for group in groups)])
-        inner: list[Html] = []
-        for group in groups:
-            members = kinds.get(group) or ()
-            if members:
-                lines = [f"{name}  {members[name]:,}" if isinstance(members, Mapping) else name for name in members]
-                inner += [element("h3", labels[group]), element("pre", "\n".join(lines))]
-        if inner:
-            lists.append(element("details", element("summary", f"Parameters of {names.get(model, model)}"), *inner))
+        groups = [group for group in _PARAMETER_GROUPS if group in kinds]
+        groups += [group for group in kinds if group not in _PARAMETER_GROUPS]
+        labels = [_PARAMETER_GROUPS.get(group, group.replace("_", " ").capitalize()) for group in groups]
+        members = list(dict.fromkeys(name for kind in kinds.values() for name in kind))
+        body = [["All parts", *(_parameter_total(kinds[group]) for group in groups)]] if len(members) > 1 else []
+        body += [[name, *(_parameter_cell(kinds[group], name) for group in groups)] for name in members]
+        made = table(f"{names.get(model, model)}: numbers of parameters", ["Part", *labels], body)
+        if len(members) > _LONG:
+            made = element("details", element("summary", f"{names.get(model, model)}: {len(members)} parts"), made)
+        parts.append(made)
     note = (
-        "What was pretrained or learned, and what a gradient reached, overlap: a pretrained tensor may train on or "
-        "stay frozen."
+        "Every parameter is either pretrained or learned from scratch; whether it is frozen and whether a gradient "
+        "reached it are separate questions."
     )
-    return join(
-        [table("Numbers in each group", ["Model", *labels.values()], body), element("p", note, class_="note"), *lists]
-    )
+    return join([*parts, element("p", note, class_="note")])
 
 
-def _group_cell(members: Mapping[str, int] | Sequence[str] | None) -> str:
-    if members is None:
+def _parameter_total(members: Mapping[str, int] | Sequence[str]) -> str:
+    return f"{sum(members.values()):,}" if isinstance(members, Mapping) else f"{len(members):,} parts"
+
+
+def _parameter_cell(members: Mapping[str, int] | Sequence[str], name: str) -> str:
+    if name not in members:
         return "–"
-    tensors = element("span", f"{len(members):,} tensors", class_="ci")
-    if isinstance(members, Mapping):
-        return join([f"{sum(members.values()):,}", tensors])
-    return tensors
+    return f"{members[name]:,}" if isinstance(members, Mapping) else "yes"
 
 
 def cohort(flow: Cohort | None) -> Html | None:
@@ -302,11 +315,29 @@ def baselines(fitted: Mapping[str, Baseline], names: Names) -> Html | None:
     if not fitted:
         return None
     body = [
-        [names.get(name, name), _text(item.features), _text(item.grid), _text(item.chosen)]
+        [names.get(name, name), _text(item.features), _tried(item.grid), _text(item.chosen)]
         for name, item in fitted.items()
     ]
     head = ["Baseline", "Features", "Tried", "Chosen on tuning"]
-    return table("Fitted on train, chosen on tuning", head, body, text_columns=(0, 1, 2, 3))
+    made = table("Fitted on train, chosen on tuning", head, body, text_columns=(0, 1, 2, 3))
+    return join([made, *(_grid_table(names.get(name, name), item.grid) for name, item in fitted.items())])
+
+
+def _is_rows(grid: Any) -> bool:
+    return isinstance(grid, list) and bool(grid) and all(isinstance(row, Mapping) and row for row in grid)
+
+
+def _tried(grid: Any) -> str:
+    return f"{len(grid)} settings, below" if _is_rows(grid) else _text(grid)
+
+
+def _grid_table(label: str, grid: Any) -> Html | None:
+    if not _is_rows(grid):
+        return None
+    columns = list(dict.fromkeys(key for row in grid for key in row))
+    body = [[_text(row.get(key)) for key in columns] for row in grid]
+    summary = element("summary", f"{label}: settings tried")
+    return element("details", summary, table("One row per setting", [str(key) for key in columns], body))
 
 
 def listing(lines: Sequence[str]) -> Html | None:

@@ -29,7 +29,7 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 }
 """Direction of every metric that the package computes, by the last part of its key."""
 
-METRIC_FIELDS = ("value", "low", "high", "n", "positives", "subjects", "seeds", "higher_is_better")
+METRIC_FIELDS = ("value", "low", "high", "n", "positives", "subjects", "seeds", "redrawn", "higher_is_better")
 
 
 def split_key(key: str) -> tuple[str, str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ehrsequencing.tracking.report_data import Difference, Floor, ModelRow
@@ -19,7 +19,7 @@ METRIC_NAMES = {
     "c_harrell": "C-index (Harrell)",
     "c_uno": "C-index (Uno)",
     "ibs": "Integrated Brier score",
-    "ce": "Cross-entropy",
+    "ce": "Log loss",
     "mse": "Mean squared error",
     "loss": "Loss",
     "top10": "Top-10 accuracy",
@@ -36,8 +36,10 @@ MEANINGS = {
     "higher predicted risk: 0.5 is guessing, 1 is perfect.",
 }
 MEANINGS["c_uno"] = MEANINGS["c_harrell"]
-_PRIMARY = ("auroc", "c_uno", "c_harrell", "auprc", "f1", "brier", "log_loss")
+_PRIMARY = ("auroc", "c_uno", "c_harrell", "auprc", "f1", "brier", "ce", "log_loss")
 _FEW_POSITIVES = 100
+TUNING = "tuning:"
+"""Before a task's name: the figures are of the tuning split, which also chose the best epoch."""
 
 Summary = Mapping[str, Any]
 
@@ -58,9 +60,11 @@ def title_case(task: str) -> str:
 
     >>> title_case("heart_failure_1y")
     'Heart failure 1y'
+    >>> title_case("tuning:readmission_30d")
+    'Readmission 30d, on tuning'
     """
-    words = task.replace("_", " ")
-    return words[:1].upper() + words[1:]
+    words = task.removeprefix(TUNING).replace("_", " ")
+    return words[:1].upper() + words[1:] + (", on tuning" if task.startswith(TUNING) else "")
 
 
 def is_masked_code_metric(key: str) -> bool:
@@ -120,7 +124,8 @@ def plain_words(
         paragraphs.append(_verdict(task, table, key, names))
         paragraphs += _comparisons(table[key], key, pairs, names, baselines)
         paragraphs += _precision(table[key], key)
-    paragraphs += _masked_codes(metrics, [Floor.model_validate(floor) for floor in floors], names)
+    known, judged = masked_code_floors(metrics, [Floor.model_validate(floor) for floor in floors], baselines)
+    paragraphs += _masked_codes(judged, known, names)
     if tasks:
         shown = {split_key(key)[1] for table in tasks.values() for key in table}
         meanings = dict.fromkeys(text for metric, text in MEANINGS.items() if metric in shown)
@@ -134,7 +139,7 @@ def _verdict(task: str, table: Mapping[str, Mapping[str, Any]], key: str, names:
     best = best_model(entries, key)
     entry = entries[best]
     sentences = []
-    population = _population(entry)
+    population = _population(entry, task)
     about = f"{title_case(task)}: " if task else ""
     sentences.append(f"{about}judged on {population}." if about else f"Judged on {population}.")
     metric = split_key(key)[1]
@@ -245,6 +250,25 @@ def _precision(entries: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
     return [f"{text}."]
 
 
+def masked_code_floors(
+    metrics: Mapping[str, Mapping[str, Any]], floors: Sequence[Floor], baselines: Collection[str]
+) -> tuple[list[Floor], dict[str, Mapping[str, Any]]]:
+    """The floors, and the metrics of the models that are judged against them.
+
+    A summary may list the floors as models of the kind "baseline"; they serve as floors where none are given.
+    """
+    judged = {model: entries for model, entries in metrics.items() if model not in baselines}
+    if floors:
+        return list(floors), judged
+    found = []
+    for model in (model for model in metrics if model in baselines):
+        own = {split_key(key)[1]: entry["value"] for key, entry in metrics[model].items() if is_masked_code_metric(key)}
+        if own:
+            figures = {name: own.get(f"mlm_{name}") for name in ("loss", "accuracy", "top10")}
+            found.append(Floor.model_validate({"name": model, **figures}))
+    return found, judged
+
+
 def _masked_codes(
     metrics: Mapping[str, Mapping[str, Any]], floors: Sequence[Floor], names: Mapping[str, str]
 ) -> list[str]:
@@ -307,11 +331,11 @@ def _seed_count(entry: Mapping[str, Any]) -> int | None:
     return len(seeds) if isinstance(seeds, list) else seeds
 
 
-def _population(entry: Mapping[str, Any]) -> str:
+def _population(entry: Mapping[str, Any], task: str) -> str:
     n, positives, subjects = entry.get("n"), entry.get("positives"), entry.get("subjects")
     if n is None:
         return "an unstated number of rows"
-    text = f"{n:,} held-out predictions"
+    text = f"{n:,} {'tuning' if task.startswith(TUNING) else 'held-out'} predictions"
     if subjects is not None:
         text += f" of {subjects:,} subjects"
     if positives is not None:

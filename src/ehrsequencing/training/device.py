@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from lightning.fabric import Fabric
 
@@ -16,7 +18,7 @@ def resolve_loop(loop: LoopOptions) -> LoopOptions:
         ConfigError: the device that was asked for is not there.
     """
     device = loop.device
-    available = {
+    available: dict[Literal["cuda", "mps", "cpu"], bool] = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,

@@ -15,6 +15,7 @@ import torch
 
 from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.labels import read_labels
+from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, LabelError
@@ -214,6 +215,16 @@ def binary_examples(store: TokenStore, labels: Any, source: str, splits: tuple[s
     """
     if labels["boolean_value"].null_count() == len(labels):
         raise LabelError(f"{source}: boolean_value is empty", expected="a binary task's labels")
+    ids = labels["subject_id"].to_numpy()
+    known = np.zeros(len(ids), dtype=bool)
+    for split in SPLITS:
+        known |= store.split(split).index_of(ids) >= 0
+    if not known.all():
+        raise LabelError(
+            f"{source}: {int((~known).sum())} labels are of subjects that {store.path} does not hold",
+            got=f"subject {int(ids[~known][0])} for one",
+            remedy="build the labels from the dataset the store was prepared from",
+        )
     examples = {split: Examples.from_labels(store.split(split), labels) for split in splits}
     for split, rows in examples.items():
         if len(rows.index) == 0:
@@ -263,7 +274,7 @@ def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEH
             UserWarning,
             stacklevel=2,
         )
-    return apply_lora_to_behrt(
+    apply_lora_to_behrt(
         model,
         rank=options.rank,
         alpha=options.alpha,
@@ -272,3 +283,4 @@ def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEH
         lora_feedforward=options.feedforward,
         train_embeddings=options.train_embeddings or not model.pretrained_parameters,
     )
+    return model

@@ -16,6 +16,7 @@ import torch
 
 from ehrsequencing.config import LoopOptions, OptimOptions
 from ehrsequencing.errors import CheckpointError, RunError
+from ehrsequencing.models.folder import PretrainedModel
 from ehrsequencing.models.lora import note_gradients
 from ehrsequencing.tracking.experiment import ExperimentTracker, load_checkpoint
 from ehrsequencing.training.callbacks import EarlyStopping, Observer
@@ -71,7 +72,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: PretrainedModel,
         plan: Plan,
         optim: OptimOptions,
         loop: LoopOptions,

@@ -11,12 +11,13 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from ehrsequencing.data.batching import Batch, BatchSource
 from ehrsequencing.data.vocabulary import MASK, NUM_SPECIAL, Vocabulary
+from ehrsequencing.errors import LabelError
 from ehrsequencing.objectives.mlm import (
     copy_floor,
     mask_tokens,
     mlm_statistics,
-    unigram_floor,
     uniform_floor,
+    unigram_floor,
 )
 
 FIXED_EPOCH = -1
@@ -44,6 +45,17 @@ def fixed_batches(source: BatchSource, device: torch.device) -> Iterator[Batch]:
     """All of a source in its own order, on the device."""
     for batch in source.fixed():
         yield batch.to(device)
+
+
+def targets_of(batch: Batch) -> torch.Tensor:
+    """The batch's labels.
+
+    Raises:
+        LabelError: it has none.
+    """
+    if batch.targets is None:
+        raise LabelError("a batch without labels cannot be classified")
+    return batch.targets
 
 
 class MLMPlan:
@@ -122,7 +134,7 @@ class MLMPlan:
         used = torch.as_tensor(np.asarray(self.vocabulary.used))
         totals = {name: _Totals() for name in ("uniform", "unigram", "copy")}
         for batch in self.tuning.fixed():
-            codes, labels = self._mask(batch, FIXED_EPOCH)
+            _, labels = self._mask(batch, FIXED_EPOCH)
             targets = labels[labels != -100]
             totals["uniform"].add(uniform_floor(targets, used))
             totals["unigram"].add(unigram_floor(targets, counts))
@@ -141,7 +153,7 @@ class ClassificationPlan:
     def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
         logits, loss = model(**batch.inputs(self.config.input_names), labels=batch.targets)
         count = len(logits)
-        correct = ((logits.detach() > 0) == (batch.targets > 0.5)).sum().item()
+        correct = ((logits.detach() > 0) == (targets_of(batch) > 0.5)).sum().item()
         return loss, {"loss_sum": loss.item() * count, "correct": correct, "count": count}
 
     @torch.no_grad()
@@ -149,7 +161,7 @@ class ClassificationPlan:
         logits, targets = [], []
         for batch in fixed_batches(self.tuning, device):
             logits.append(model(**batch.inputs(self.config.input_names)).logits.float().cpu())
-            targets.append(batch.targets.cpu())  # type: ignore[union-attr]
+            targets.append(targets_of(batch).cpu())
         score, target = torch.cat(logits), torch.cat(targets)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(score.double(), target.double())
         probability, truth = score.sigmoid(), target.long()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from ehrsequencing.config import LoopOptions, ModelOptions, read_config, write_config
+from ehrsequencing.config import FinetuneConfig, LoopOptions, ModelOptions, PretrainConfig, read_config, write_config
 from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.schema import KINDS
 from ehrsequencing.data.sequences import Examples
@@ -25,7 +25,7 @@ from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.device import resolve_loop
 
-RunConfig = TypeVar("RunConfig", bound=BaseModel)
+RunConfig = TypeVar("RunConfig", PretrainConfig, FinetuneConfig)
 
 
 def model_config(options: ModelOptions, vocab_size: int) -> BEHRTConfig:
@@ -66,8 +66,7 @@ def open_run(out: Path, requested: RunConfig, *, resume: bool, overwrite: bool) 
                 remedy="resume with the run's own options or with none, or start a new run",
             )
         return tracker, read_config(type(requested), stored)
-    loop: LoopOptions = requested.loop  # type: ignore[attr-defined]
-    resolved = requested.model_copy(update={"loop": resolve_loop(loop)})
+    resolved = requested.model_copy(update={"loop": resolve_loop(requested.loop)})
     tracker.log_metadata({"requested": requested.model_dump(mode="json"), "versions": versions()})
     write_config(stored, resolved)
     return tracker, resolved

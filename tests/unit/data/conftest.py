@@ -4,9 +4,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import settings
 
 from ehrsequencing.data.schema import EVENT_SCHEMA
 
+settings.register_profile("no timing", deadline=None)
+settings.load_profile("no timing")
 Event = tuple[Any, ...]
 
 

@@ -190,7 +190,7 @@ def test_visits_are_numbered_in_time_order_and_never_shared(rows):
         assert [first for first, _ in by_number] == sorted(first for first, _ in ordered)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10_000))
 def test_columns_are_ordered_and_ages_run_forward(write_meds, tmp_path, seed):
     meds = write_meds(f"meds{seed}", train=[random_events(range(8), seed)])

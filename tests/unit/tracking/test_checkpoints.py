@@ -63,12 +63,12 @@ def test_an_adapted_model_also_gets_what_trains_alone(tmp_path):
     assert sorted(adapter) == ["base.bias", "lora_A.weight"]
 
 
-def test_a_hundred_epochs_leave_three_files(tmp_path):
+def test_many_epochs_leave_three_files(tmp_path):
     tracker = ExperimentTracker("a", tmp_path)
-    for epoch in range(100):
+    for epoch in range(40):
         tracker.save_state(state(epoch), is_best=epoch == 30, lora_state={"lora_A": torch.full((2,), float(epoch))})
     assert sorted(path.name for path in tracker.checkpoint_dir.iterdir()) == list(NAMES)
-    assert epochs(tracker.run_dir) == [30, 30, 99]
+    assert epochs(tracker.run_dir) == [30, 30, 39]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_killed_process_leaves_a_latest_that_loads(tmp_path):
         text=True,
         bufsize=1,
     ) as writers:
-        for start in ("new", *["resume"] * 7):
+        for start in ("new", *["resume"] * 4):
             writers.stdin.write(start + "\n")
             writer = int(writers.stdout.readline())
             time.sleep(draw.uniform(0.0, 0.15))
@@ -236,7 +236,7 @@ def test_a_killed_process_leaves_a_latest_that_loads(tmp_path):
         writers.stdin.close()
     assert len(set(reached)) > 1
     tracker = ExperimentTracker("a", tmp_path, resume=True)
-    assert [item["previous_status"] for item in tracker.metadata["resumed"]] == ["running"] * 8
+    assert [item["previous_status"] for item in tracker.metadata["resumed"]] == ["running"] * 5
     assert not list((tmp_path / "a").rglob(".*.partial-*"))
 
 
