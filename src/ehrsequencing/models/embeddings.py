@@ -14,7 +14,7 @@ CONTEXT_STD_SHARE = 0.2
 """Initial standard deviation of ages, visits, positions and kinds, as a share of the codes'.
 
 The sum of embeddings is normalised, so only their ratio counts. With equal shares three quarters of a token's
-initial representation would be context; see docs/models.md for what the ratio is worth.
+initial representation would be context; docs/models.md has what the scale and the ratio are worth.
 """
 
 

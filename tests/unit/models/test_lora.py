@@ -220,26 +220,28 @@ def test_reload_is_exact(head, name, options, tmp_path):
     assert loaded.adaptation == model.adaptation
 
 
-@pytest.mark.parametrize("name", ["adapter", "lora_weights.pt"])
-def test_reload_in_a_fresh_process_gives_the_same_loss(name, tmp_path):
+def test_reload_in_a_fresh_process_gives_the_same_loss(tmp_path):
     pretrained().save_pretrained(tmp_path / "base")
     model = train(apply_lora_to_behrt(BEHRTForMLM.from_pretrained(tmp_path / "base"), rank=4)).eval()
-    save_lora_weights(model, tmp_path / name)
+    save_lora_weights(model, tmp_path / "adapter")
+    save_lora_weights(model, tmp_path / "lora_weights.pt")
     inputs = make_inputs(lengths=[12, 5, 1, 9])
     labels = mlm_labels(inputs)
     torch.save({**inputs, "labels": labels}, tmp_path / "inputs.pt")
-    program = f"""
+    program = """
 import torch
 from ehrsequencing.models.behrt import BEHRTForMLM
 from ehrsequencing.models.lora import load_lora_weights
-model = load_lora_weights(BEHRTForMLM.from_pretrained("base"), "{name}").eval()
-print(model(**torch.load("inputs.pt", weights_only=True)).loss.item().hex())
+inputs = torch.load("inputs.pt", weights_only=True)
+for name in ("adapter", "lora_weights.pt"):
+    model = load_lora_weights(BEHRTForMLM.from_pretrained("base"), name).eval()
+    print(model(**inputs).loss.item().hex())
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(ehrsequencing.__file__).parents[1])}
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == model(**inputs, labels=labels).loss.item().hex()
+    assert found.stdout.split() == [model(**inputs, labels=labels).loss.item().hex()] * 2
 
 
 def test_a_fresh_head_is_the_same_base(tmp_path):
@@ -354,6 +356,17 @@ def test_the_tie_survives_adapting_saving_loading_and_merging(tmp_path):
         later(**inputs).logits.logsumexp(-1).sum().backward()
         gradient = later.behrt.embeddings.code.weight.grad
         assert gradient[33].count_nonzero() and gradient[34].count_nonzero()
+
+
+def test_adapters_act_under_autocast():
+    model, inputs = train(adapted()).eval(), make_inputs(lengths=[12, 5, 1, 9])
+    exact = model(**inputs, labels=mlm_labels(inputs))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(**inputs, labels=mlm_labels(inputs))
+    assert rounded.loss.dtype == torch.float32
+    torch.testing.assert_close(rounded.loss, exact.loss, atol=0.02, rtol=0.02)
+    rounded.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 def test_training_only_adapters_leaves_everything_else_alone():
