@@ -75,10 +75,17 @@ class MLMPlan:
     ) -> None:
         self.config, self.train, self.tuning = config, train, tuning
         self.vocabulary, self.rate, self.seed = vocabulary, rate, seed
+        kinds = torch.as_tensor(np.asarray(vocabulary.kinds), dtype=torch.int64) + 1
+        self._kinds = kinds.masked_fill(torch.arange(len(kinds)) < NUM_SPECIAL, 0)
 
-    def _mask(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def masked(self, batch: Batch, epoch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Inputs with codes hidden, and the labels.
+
+        Kind and value of a code would give it away, so at a changed position they are those of what is shown: a
+        replacement has its own kind, a mask none, and neither has a value.
+        """
         maskable = batch.mask & (batch.codes >= NUM_SPECIAL)
-        return mask_tokens(
+        codes, labels = mask_tokens(
             batch.codes,
             maskable,
             batch.subject_ids,
@@ -89,18 +96,25 @@ class MLMPlan:
             epoch=epoch,
             rate=self.rate,
         )
+        inputs = batch.inputs(self.config.input_names) | {"codes": codes}
+        changed = codes != batch.codes
+        if "kinds" in inputs:
+            inputs["kinds"] = torch.where(changed, self._kinds.to(codes.device)[codes], batch.kinds)
+        if "values" in inputs:
+            inputs["values"] = batch.values.masked_fill(changed, torch.nan)
+        return inputs, labels
 
     def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
-        codes, labels = self._mask(batch, epoch)
-        logits, loss = model(**{**batch.inputs(self.config.input_names), "codes": codes}, labels=labels)
+        inputs, labels = self.masked(batch, epoch)
+        logits, loss = model(**inputs, labels=labels)
         return loss, mlm_statistics(logits.detach(), labels)
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
         totals = _Totals()
         for batch in fixed_batches(self.tuning, device):
-            codes, labels = self._mask(batch, FIXED_EPOCH)
-            logits, _ = model(**{**batch.inputs(self.config.input_names), "codes": codes}, labels=labels)
+            inputs, labels = self.masked(batch, FIXED_EPOCH)
+            logits, _ = model(**inputs, labels=labels)
             totals.add(mlm_statistics(logits, labels))
         return totals.rates()
 
@@ -109,8 +123,8 @@ class MLMPlan:
         """Sums per tuning subject (`loss_sum`, `correct`, `top10`, `count`), for intervals over subjects."""
         rows: dict[str, list[np.ndarray]] = {"loss_sum": [], "correct": [], "top10": [], "count": []}
         for batch in fixed_batches(self.tuning, device):
-            codes, labels = self._mask(batch, FIXED_EPOCH)
-            logits, _ = model(**{**batch.inputs(self.config.input_names), "codes": codes}, labels=labels)
+            inputs, labels = self.masked(batch, FIXED_EPOCH)
+            logits, _ = model(**inputs, labels=labels)
             chosen = labels != -100
             owner = chosen.nonzero()[:, 0]
             target = labels[chosen]
@@ -134,7 +148,7 @@ class MLMPlan:
         used = torch.as_tensor(np.asarray(self.vocabulary.used))
         totals = {name: _Totals() for name in ("uniform", "unigram", "copy")}
         for batch in self.tuning.fixed():
-            _, labels = self._mask(batch, FIXED_EPOCH)
+            _, labels = self.masked(batch, FIXED_EPOCH)
             targets = labels[labels != -100]
             totals["uniform"].add(uniform_floor(targets, used))
             totals["unigram"].add(unigram_floor(targets, counts))
