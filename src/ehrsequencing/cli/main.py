@@ -46,7 +46,7 @@ def _root(
 
 
 # Typer carries its own copy of click from 0.25 on; the exceptions' common base is reached through what it exports.
-_UsageProblem = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 _OS_ERRORS = {
     errno.ENOSPC: ("the disk is full", "free space or choose another --out; nothing half-written was left behind"),
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     except _UsageProblem as problem:
         context = getattr(problem, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context else ""
-        _fail(f"{problem.format_message()}{hint}", debug)
+        _fail(f"{getattr(problem, 'format_message', problem.__str__)()}{hint}", debug)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted", err=True)
         sys.exit(130)
