@@ -40,22 +40,17 @@ class _Rows:
 
     Attributes:
         at: Row of the split.
-        example: Example, from 0.
+        example: Example, from 0 to `examples` - 1.
         days: Days before the prediction time; NaN for static rows.
-        last_visit: Whether the row belongs to the example's last visit.
+        last_visit: Whether the row belongs to the visit of the example's last row.
     """
 
     split: SplitStore
     at: Ints
     example: Ints
-    start: Ints
-    length: Ints
+    examples: int
     days: NDArray[np.float32]
     last_visit: NDArray[np.bool_]
-
-    @property
-    def examples(self) -> int:
-        return len(self.start)
 
 
 class CountFeatures:
@@ -174,38 +169,36 @@ class CountFeatures:
         z = (ages - self._age[0]) / self._age[1]
         columns["age"], columns["age squared"] = z, z**2
 
-        def count(where: NDArray[np.bool_]) -> NDArray[np.float64]:
+        def count(where: NDArray[np.bool_] | Ints) -> NDArray[np.float64]:
             return np.log1p(np.bincount(example[where], minlength=n))
 
-        dated = ~np.isnan(rows.days)
-        visit = rows.split.visit[rows.at]
-        # Rows are in order of time and hence of visit, so a visit begins where its number changes.
-        begins = dated & np.append(True, (example[1:] != example[:-1]) | (visit[1:] != visit[:-1]))
-        columns["visits"], columns["events"] = count(begins), count(dated)
-        columns["events in last visit"] = count(rows.last_visit)
+        dated = np.flatnonzero(~np.isnan(rows.days))
+        columns["events"], columns["events in last visit"] = count(dated), count(rows.last_visit)
         columns["distinct codes"] = np.log1p(distinct)
-        visit_days, of = rows.days[begins], example[begins]
-        first = np.append(True, of[1:] != of[:-1])[: len(of)]
-        oldest = np.full(n, np.nan, dtype=np.float32)
-        oldest[of[first]] = visit_days[first]
-        final = np.append(first[1:], True)[: len(of)]
-        newest = np.full(n, np.nan, dtype=np.float32)
-        newest[of[final]] = visit_days[final]
-        previous = np.full(n, np.nan, dtype=np.float32)
-        second = np.flatnonzero(final & ~first)
-        previous[of[second]] = visit_days[second - 1] - visit_days[second]
-        last_event = np.full(n, np.nan, dtype=np.float32)
+        last_event = np.full(n, np.nan)
         last_event[example[dated]] = rows.days[dated]
-        gaps = np.bincount(of, minlength=n) - 1
-        columns["years of history"] = np.log1p(oldest / DAYS_PER_YEAR)
         columns["days since last event"] = np.log1p(last_event)
+        # Visits are numbered by their first time, and may overlap, so their rows need not be neighbours.
+        visit = rows.split.visit[rows.at[dated]].astype(np.int64)
+        order, start, _ = _groups(example[dated] * (visit.max(initial=0) + 1) + visit)
+        begins = dated[order[start]]
+        days_of_visit, of = rows.days[begins], example[begins]
+        first = np.flatnonzero(np.append(True, of[1:] != of[:-1])[: len(of)])
+        last = np.append(first[1:], len(of))[: len(first)] - 1
+        oldest, newest, previous = (np.full(n, np.nan) for _ in range(3))
+        oldest[of[first]], newest[of[last]] = days_of_visit[first], days_of_visit[last]
+        returning = last[last > first]
+        previous[of[returning]] = days_of_visit[returning - 1] - days_of_visit[returning]
+        visits = np.bincount(of, minlength=n)
+        columns["visits"] = np.log1p(visits)
+        columns["years of history"] = np.log1p(oldest / DAYS_PER_YEAR)
         columns["days since previous visit"] = np.log1p(previous)
         mean_gap = np.full(n, np.nan)
-        np.divide(oldest - newest, gaps, out=mean_gap, where=gaps > 0)
+        np.divide(oldest - newest, visits - 1, out=mean_gap, where=visits > 1)
         columns["mean days between visits"] = np.log1p(mean_gap)
         for days in WINDOWS_DAYS:
             recent = rows.days <= days
-            columns[f"visits in {days} days"] = count(begins & recent)
+            columns[f"visits in {days} days"] = count(begins[recent[begins]])
             columns[f"events in {days} days"] = count(recent)
         kind = rows.split.kind[rows.at]
         for index, name in enumerate(KINDS):
@@ -265,7 +258,7 @@ def _gather(split: SplitStore, start: Ints, stop: Ints, until: Ints) -> _Rows:
     days[dated] = (until[example[dated]] - time[dated]) / MICROSECONDS_PER_DAY
     final_visit = np.where(length > 0, split.visit[np.maximum(stop - 1, 0)], -1)
     last_visit = dated & (split.visit[at] == final_visit[example])
-    return _Rows(split, at, example, start, length, days, last_visit)
+    return _Rows(split, at, example, len(start), days, last_visit)
 
 
 def _groups(key: Ints) -> tuple[Ints, Ints, Ints]:

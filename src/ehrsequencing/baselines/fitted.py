@@ -53,10 +53,11 @@ class Search:
     Args:
         X_train, X_tuning: Float [rows, features], sparse.
         y_train, y_tuning: Bool [rows].
-        total: How many settings there will be, for `progress(done, total)`.
+        seed, threads, progress: As `fit_baseline`.
 
     Raises:
-        LabelError: a split has one class, or lengths differ.
+        LabelError: a split has one class.
+        ShapeError: rows and labels, or the columns of the splits, differ.
     """
 
     def __init__(
@@ -87,18 +88,18 @@ class Search:
         self.seed, self.threads, self.progress = seed, threads, progress
         self.tuning: list[dict[str, Any]] = []
         self._best: tuple[float, dict[str, Any], Predict] | None = None
-        self._started = self._last = time.perf_counter()
+        self._started = time.perf_counter()
 
-    def offer(self, options: dict[str, Any], predictor: Predict, p_tuning: ArrayLike, total: int) -> None:
-        """Judge one setting by its probabilities on tuning and report progress."""
-        now = time.perf_counter()
+    def offer(
+        self, options: dict[str, Any], predictor: Predict, p_tuning: ArrayLike, total: int, seconds: float
+    ) -> None:
+        """Judge one setting, fitted in `seconds`, by its probabilities on tuning, and report progress."""
         row = {
             **options,
             "log_loss": log_loss(self.y_tuning, p_tuning),
             "auroc": auroc(self.y_tuning, p_tuning),
-            "seconds": round(now - self._last, 3),
+            "seconds": round(seconds, 3),
         }
-        self._last = now
         self.tuning.append(row)
         if self._best is None or row["log_loss"] < self._best[0]:
             self._best = (row["log_loss"], row, predictor)

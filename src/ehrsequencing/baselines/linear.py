@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 
 import numpy as np
@@ -31,14 +32,16 @@ def fit_logistic_regression(search: Search) -> FittedBaseline:
     model = LogisticRegression(C=PENALTIES[0], max_iter=_MAX_ITERATIONS, tol=1e-4, warm_start=True)
     best, worse = np.inf, 0
     for C in PENALTIES:
+        started = time.perf_counter()
         model.set_params(C=C)
         with warnings.catch_warnings():
             # Told in the tuning table instead.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(train, search.y_train)
+        seconds = time.perf_counter() - started
         predictor = _predictor(scale @ model.coef_[0].astype(np.float64), float(model.intercept_[0]))
         options = {"C": C, "converged": bool(model.n_iter_[0] < _MAX_ITERATIONS)}
-        search.offer(options, predictor, model.predict_proba(tuning)[:, 1], len(PENALTIES))
+        search.offer(options, predictor, model.predict_proba(tuning)[:, 1], len(PENALTIES), seconds)
         loss = search.tuning[-1]["log_loss"]
         best, worse = min(best, loss), worse + 1 if loss > best else 0
         if worse == _PATIENCE:

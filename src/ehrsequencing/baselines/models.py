@@ -53,5 +53,7 @@ def fit_baseline(
 
         return fit_xgboost(search)
     share = float(search.y_train.mean())
-    search.offer({"prevalence": share}, lambda X: np.full(X.shape[0], share), np.full(len(search.y_tuning), share), 1)
+    search.offer(
+        {"prevalence": share}, lambda X: np.full(X.shape[0], share), np.full(len(search.y_tuning), share), 1, 0.0
+    )
     return search.finish("prevalence")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,11 +34,14 @@ def fit_random_forest(search: Search) -> FittedBaseline:
             FOREST_TREES, min_samples_leaf=leaf, max_features="sqrt", max_samples=0.5,
             n_jobs=search.threads, random_state=search.seed,
         )  # fmt: skip
+        started = time.perf_counter()
         model.fit(train, search.y_train)
+        # Threads add up the trees in whichever order they finish, which changes last bits and hence ties.
+        model.set_params(n_jobs=1)
+        seconds = time.perf_counter() - started
         predictor = _forest_predictor(model)
-        search.offer(
-            {"min_samples_leaf": leaf, "trees": FOREST_TREES}, predictor, predictor(tuning), len(FOREST_LEAVES)
-        )
+        used = {"min_samples_leaf": leaf, "trees": FOREST_TREES}
+        search.offer(used, predictor, predictor(tuning), len(FOREST_LEAVES), seconds)
     return search.finish("random_forest")
 
 
@@ -53,11 +57,12 @@ def fit_xgboost(search: Search) -> FittedBaseline:
     not depend on `threads`.
     """
 
-    def boost(options: dict[str, Any]) -> xgb.Booster:
+    def boost(options: dict[str, Any]) -> tuple[xgb.Booster, float]:
+        started = time.perf_counter()
         train = xgb.QuantileDMatrix(search.X_train, label=search.y_train, max_bin=BOOSTING_BINS, nthread=1)
         # Predicting on a QuantileDMatrix searches every column of every row: 20 times slower than on this one.
         tuning = xgb.DMatrix(search.X_tuning, label=search.y_tuning, nthread=1)
-        return xgb.train(
+        booster = xgb.train(
             {
                 **options, "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist",
                 "max_bin": BOOSTING_BINS, "subsample": 0.8, "colsample_bytree": 0.5, "nthread": 1, "seed": search.seed,
@@ -65,12 +70,13 @@ def fit_xgboost(search: Search) -> FittedBaseline:
             train, BOOSTING_ROUNDS, evals=[(tuning, "tuning")],
             early_stopping_rounds=BOOSTING_PATIENCE, verbose_eval=False,
         )  # fmt: skip
+        return booster, time.perf_counter() - started
 
     with ThreadPoolExecutor(max(1, search.threads)) as pool:
-        for options, booster in zip(BOOSTING_GRID, pool.map(boost, BOOSTING_GRID), strict=True):
+        for options, (booster, seconds) in zip(BOOSTING_GRID, pool.map(boost, BOOSTING_GRID), strict=True):
             predictor = _booster_predictor(booster)
             used = {**options, "trees": booster.best_iteration + 1}
-            search.offer(used, predictor, predictor(search.X_tuning), len(BOOSTING_GRID))
+            search.offer(used, predictor, predictor(search.X_tuning), len(BOOSTING_GRID), seconds)
     return search.finish("xgboost")
 
 

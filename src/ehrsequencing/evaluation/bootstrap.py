@@ -19,8 +19,8 @@ from ehrsequencing.evaluation.calibration import wilson
 from ehrsequencing.evaluation.metrics import METRICS, Array, RankedScores, checked, one_class_error
 
 DEFAULT_METRICS = ("auroc", "auprc", "brier", "ece", "f1")
-RARE = 20
-"""Below this many subjects of the rarer class, resampling alone gives intervals that are too short."""
+RARE = 10
+"""With fewer subjects of the rarer class, resampling alone gives intervals that are too short."""
 _CHUNK = 500_000
 
 
@@ -137,11 +137,13 @@ class _Rows:
         low, high = np.quantile(samples, [(1 - self.level) / 2, (1 + self.level) / 2])
         return min(float(low), value), max(float(high), value)
 
-    def proportion_interval(self, name: str, value: float) -> tuple[float, float] | None:
-        """Interval of a proportion over the rarer class's subjects, for classes too small to resample."""
-        if not METRICS[name].needs_both_classes or self.rarer >= RARE:
-            return None
+    def proportion_interval(self, value: float) -> tuple[float, float]:
+        """Interval of a proportion with as many trials as the rarer class has subjects."""
         return wilson(value, self.rarer, self.level)
+
+    def too_few(self, name: str) -> bool:
+        """Whether resampling alone is not to be trusted: the metric averages over a class of fewer than `RARE`."""
+        return METRICS[name].needs_both_classes and self.rarer < RARE
 
 
 def evaluate(
@@ -157,8 +159,9 @@ def evaluate(
 ) -> dict[str, Estimate]:
     """Metrics with percentile intervals over resampled subjects.
 
-    With fewer than `RARE` subjects of the rarer class, AUROC, AUPRC and F1 take the wider of that interval and the
-    score interval of a proportion with as many trials: a handful of positives, perfectly ranked, is no certainty.
+    Where the rarer class has fewer than `RARE` subjects, or every resample gives the same value, AUROC, AUPRC and F1
+    take the wider of that interval and the score interval of a proportion with as many trials: a handful of
+    positives, perfectly ranked, is no certainty.
 
     Args:
         y_true: Bool [n].
@@ -211,7 +214,9 @@ def summarise_seeds(
     found = {}
     for m, name in enumerate(metrics):
         low, high = rows.percentiles(spread[m], means[m])
-        if wide := rows.proportion_interval(name, means[m]):
+        degenerate = METRICS[name].needs_both_classes and np.ptp(spread[m]) == 0
+        if rows.too_few(name) or degenerate:
+            wide = rows.proportion_interval(means[m])
             low, high = min(low, wide[0]), max(high, wide[1])
         found[name] = rows.estimate(name, means[m], low, high, len(scores))
     return found
@@ -251,8 +256,8 @@ def paired_difference(
     mean_a, mean_b = values[0, of_a].mean(), values[0, of_b].mean()
     spread = _mean_of_drawn_seeds(samples[:, of_a], seed) - _mean_of_drawn_seeds(samples[:, of_b], seed + 1)
     low, high = rows.percentiles(spread[0], mean_a - mean_b)
-    wide_a, wide_b = rows.proportion_interval(metric, mean_a), rows.proportion_interval(metric, mean_b)
-    if wide_a and wide_b:
+    if rows.too_few(metric):
+        wide_a, wide_b = rows.proportion_interval(mean_a), rows.proportion_interval(mean_b)
         low = min(low, mean_a - mean_b - np.hypot(mean_a - wide_a[0], wide_b[1] - mean_b))
         high = max(high, mean_a - mean_b + np.hypot(wide_a[1] - mean_a, mean_b - wide_b[0]))
     return rows.estimate(metric, mean_a - mean_b, low, high, min(len(scores_a), len(scores_b)))
