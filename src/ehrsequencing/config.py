@@ -54,7 +54,7 @@ class LoopOptions(_Strict):
 
     epochs: int = Field(10, ge=1)
     patience: int = Field(3, ge=1)
-    token_budget: int = Field(8192, ge=64)
+    token_budget: int = Field(4096, ge=64)
     max_examples: int = Field(256, ge=1)
     checkpoint_seconds: float = Field(60.0, ge=0)
     seed: int = Field(0, ge=0)

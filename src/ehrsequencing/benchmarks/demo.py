@@ -131,9 +131,14 @@ def run_demo(
         return finish_comparison(out, comparison, sections, more=pretrained["metrics"])
 
 
-PRETRAIN: dict[str, Any] = {"model.max_length": 256, "loop.epochs": 8, "optim.lr": 3e-3}
-FINETUNE: dict[str, dict[str, Any]] = {
-    "lora": {"loop.epochs": 4, "optim.lr": 2e-3},
-    "scratch": {"model.max_length": 256, "loop.epochs": 4, "optim.lr": 1e-3},
+# Choices that fit the demonstration into minutes on two cores; docs/lab-notes.md says what was measured.
+PRETRAIN: dict[str, Any] = {
+    "model.max_length": 128,
+    "loop.epochs": 6,
+    "loop.token_budget": 2048,
+    "optim.lr": 3e-3,
 }
-"""Choices that fit the demonstration into minutes on two cores; see docs/lab-notes.md for what was measured."""
+FINETUNE: dict[str, dict[str, Any]] = {
+    "lora": {"loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 3e-3},
+    "scratch": {"model.max_length": 128, "loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 1e-3},
+}
