@@ -80,7 +80,7 @@ def test_curves_equal_scikit_learns(drawn):
     np.testing.assert_allclose(ours, (recall[:-1], precision[:-1]), rtol=0, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 @given(predictions())
 def test_the_f1_threshold_is_the_best_and_the_highest_of_equals(drawn):
     y, p = drawn

@@ -159,9 +159,9 @@ def evaluate(
 ) -> dict[str, Estimate]:
     """Metrics with percentile intervals over resampled subjects.
 
-    Where the rarer class has fewer than `RARE` subjects, or every resample gives the same value, AUROC, AUPRC and F1
-    take the wider of that interval and the score interval of a proportion with as many trials: a handful of
-    positives, perfectly ranked, is no certainty.
+    Where the rarer class has fewer than `RARE` subjects, or the value is 1, AUROC, AUPRC and F1 take the wider of that
+    interval and the score interval of a proportion with as many trials: a handful of positives, perfectly ranked, is
+    no certainty.
 
     Args:
         y_true: Bool [n].
@@ -214,8 +214,8 @@ def summarise_seeds(
     found = {}
     for m, name in enumerate(metrics):
         low, high = rows.percentiles(spread[m], means[m])
-        degenerate = METRICS[name].needs_both_classes and np.ptp(spread[m]) == 0
-        if rows.too_few(name) or degenerate:
+        perfect = METRICS[name].needs_both_classes and means[m] == 1
+        if rows.too_few(name) or perfect:
             wide = rows.proportion_interval(means[m])
             low, high = min(low, wide[0]), max(high, wide[1])
         found[name] = rows.estimate(name, means[m], low, high, len(scores))
