@@ -109,7 +109,7 @@ def run_demo(
                 progress=update,
             )
         tracker.log_hyperparameters({"subjects": subjects, "seed": seed, "pretrain": PRETRAIN, "finetune": FINETUNE})
-        tracker.log_metadata({"kind": "demo", "seconds": time.monotonic() - started})
+        tracker.log_metadata({"kind": "demo", "compute_seconds": time.monotonic() - started})
         pretraining = read_json(arms / "pretrain" / "report_data.json")
         sections = comparison.report | {
             "title": "EHR Sequencing demonstration: one-year onset of heart failure",
