@@ -31,7 +31,7 @@ TASK = "onset:ICD10CM//I50@365"
 def run_demo(
     out: str | Path,
     *,
-    subjects: int = 6000,
+    subjects: int = 7500,
     seed: int = 0,
     overwrite: bool = False,
     say: Callable[[str], None],

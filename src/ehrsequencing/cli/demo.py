@@ -12,7 +12,7 @@ from ehrsequencing.cli.common import Overwrite, say
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demonstration.")] = Path("runs/demo"),
-    subjects: Annotated[int, typer.Option("--subjects", min=200, help="Synthetic subjects.")] = 6000,
+    subjects: Annotated[int, typer.Option("--subjects", min=200, help="Synthetic subjects.")] = 7500,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
