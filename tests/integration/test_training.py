@@ -161,3 +161,35 @@ def test_labels_of_unknown_subjects_are_refused(world, tmp_path):
     with pytest.raises(LabelError, match="1 labels are of subjects that .* does not hold.*subject 999"):
         finetune(world.store, tmp_path / "labels.parquet", tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_new_site_extends_the_vocabulary(world, tmp_path):
+    """New codes are appended, old embeddings stay, and fine-tuning goes on from the grown model."""
+    import polars as pl
+
+    from ehrsequencing.data.dataset import MedsDataset, MedsWriter
+    from ehrsequencing.data.prepare import prepare
+
+    dataset = MedsDataset.open(world.meds)
+    renamed = pl.col("code").str.replace("^ICD10CM//I10$", "SITE2//HYPERTENSION")
+    with MedsWriter(tmp_path / "meds") as writer:
+        for split in ("train", "tuning", "held_out"):
+            events = pl.concat([frame.collect() for frame in dataset.frames(split)]).with_columns(renamed)
+            writer.write_events(split, 0, events)
+        writer.finish(dataset.codes().with_columns(renamed).unique("code"), source="site2", options={}, notes=[])
+    model_folder = world.pretrained / "model"
+    prepare(tmp_path / "meds", tmp_path / "store", vocabulary_from=model_folder, extend_vocabulary=True)
+    store = TokenStore.open(tmp_path / "store")
+    old = BEHRTForMLM.from_pretrained(model_folder)
+    assert "SITE2//HYPERTENSION" in store.vocabulary.tokens[old.config.vocab_size :]
+    labels = pl.read_parquet(world.labels)
+    labels.write_parquet(tmp_path / "labels.parquet")
+    config = load_config(FinetuneConfig, overrides={**TINY, "method": "full", "loop.epochs": 1})
+    summary = finetune(
+        tmp_path / "store", tmp_path / "labels.parquet", tmp_path / "run", config, from_run=world.pretrained
+    )
+    assert any("are new to" in note for note in summary["notes"])
+    grown = BEHRTForSequenceClassification.from_pretrained(
+        tmp_path / "run" / "model", vocabulary_hash=store.vocabulary.hash
+    )
+    assert grown.config.vocab_size == len(store.vocabulary) > old.config.vocab_size

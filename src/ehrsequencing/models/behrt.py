@@ -371,7 +371,13 @@ def initialise(module: nn.Module) -> None:
             _draw(child.weight, code_std(child.weight.shape[1]))
     for child in module.modules():
         if isinstance(child, BEHRTEmbedding):
-            _draw(child.code.weight, code_std(child.code.embedding_dim))
+            width = child.code.embedding_dim
+            _draw(child.code.weight, code_std(width))
+            # Linear layers of times and values would enter the sum seven times as large as the codes and drown them.
+            if child.time is not None:
+                _draw(child.time.projection.weight, CONTEXT_STD_SHARE * code_std(width) / child.time.input_norm)
+            if child.value is not None:
+                _draw(child.value.outer.weight, CONTEXT_STD_SHARE * code_std(width))
 
 
 def _draw(weight: Tensor, std: float) -> None:

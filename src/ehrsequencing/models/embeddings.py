@@ -104,6 +104,8 @@ class TimeEmbedding(nn.Module):
         # period of 0.08 in log days, which tells consecutive days of the last two weeks apart.
         self.register_buffer("frequencies", torch.pi / 10.5 * 2.0 ** torch.arange(num_frequencies), persistent=False)
         self.projection = nn.Linear(2 * num_frequencies + 1, embedding_dim)
+        self.input_norm = math.sqrt(num_frequencies)
+        """Norm of the sines and cosines: each pair has one of 1."""
 
     def forward(self, days: Tensor) -> Tensor:
         log_days = torch.log1p(days.clamp(min=0)).to(self.frequencies.dtype)[..., None]

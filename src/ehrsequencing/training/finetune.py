@@ -40,6 +40,7 @@ from ehrsequencing.training.runs import (
     config_hash,
     describe_store,
     flow_section,
+    load_base,
     model_config,
     open_run,
     parameter_section,
@@ -252,9 +253,10 @@ def _targets(examples: Examples) -> np.ndarray:
 def _build(config: FinetuneConfig, base: Path | None, store: TokenStore) -> BEHRTForSequenceClassification:
     if base is None:
         return BEHRTForSequenceClassification(model_config(config.model, len(store.vocabulary)))
-    return BEHRTForSequenceClassification.from_pretrained(
+    return load_base(
+        BEHRTForSequenceClassification,
         base,
-        vocabulary_hash=store.vocabulary.hash,
+        store,
         dropout=config.model.dropout,
         pooling=config.model.pooling,
     )

@@ -21,6 +21,7 @@ from ehrsequencing.training.runs import (
     batch_source,
     config_hash,
     describe_store,
+    load_base,
     model_config,
     open_run,
     parameter_section,
@@ -28,6 +29,7 @@ from ehrsequencing.training.runs import (
     require_run,
     seed_everything,
     store_files,
+    warnings_to,
 )
 
 FLOOR_NAMES = {
@@ -74,12 +76,14 @@ def pretrain(
             )
     base_folder = require_run(Path(from_run)) if from_run is not None else None
     tracker, config = open_run(Path(out), config, resume=resume, overwrite=overwrite)
+    notes: list[str] = []
     with tracker:
         seed_everything(config.loop.seed)
         if base_folder is None:
             model = BEHRTForMLM(model_config(config.model, len(store.vocabulary)))
         else:
-            model = BEHRTForMLM.from_pretrained(base_folder, vocabulary_hash=store.vocabulary.hash)
+            with warnings_to(observer, notes):
+                model = load_base(BEHRTForMLM, base_folder, store)
         max_length = model.config.max_length
         sources = {
             split: batch_source(store, split, Examples.whole_histories(store.split(split)), config.loop, max_length)
@@ -136,7 +140,7 @@ def pretrain(
         }
         _write_report_data(tracker.run_dir, store, config, model, result, metrics, floors, name)
         tracker.plot_training_curves()
-        tracker.save_summary(metrics)
+        tracker.save_summary(metrics, notes=notes)
         tracker.set_status("early_stopped" if result.early_stopped else "completed")
         return read_json(tracker.run_dir / "summary.json")
 

@@ -18,13 +18,15 @@ from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.schema import KINDS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
+from ehrsequencing.data.vocabulary import Vocabulary
 from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.io import hash_bytes, read_json, versions
-from ehrsequencing.models.behrt import BEHRTConfig
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTForMLM, BEHRTForSequenceClassification
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.device import resolve_loop
 
+Model = TypeVar("Model", BEHRTForMLM, BEHRTForSequenceClassification)
 RunConfig = TypeVar("RunConfig", PretrainConfig, FinetuneConfig)
 
 
@@ -182,6 +184,28 @@ def require_run(run: Path) -> Path:
             remedy="name the folder that `ehrseq pretrain --out` or `ehrseq finetune --out` finished",
         )
     return folder
+
+
+def load_base(kind: type[Model], folder: Path, store: TokenStore, **overrides: Any) -> Model:
+    """A pretrained model for a store: of the same vocabulary, or grown to the store's where that only adds codes.
+
+    Raises:
+        VocabularyMismatchError: the store's vocabulary is neither the model's nor an extension of it.
+    """
+    own = folder / "vocabulary.json"
+    if own.is_file():
+        base = Vocabulary.load(own)
+        if base.hash != store.vocabulary.hash and base.tokens == store.vocabulary.tokens[: len(base)]:
+            model = kind.from_pretrained(folder, vocabulary_hash=base.hash, **overrides)
+            model.extend_vocabulary(len(store.vocabulary), vocabulary_hash=store.vocabulary.hash)
+            warnings.warn(
+                f"{len(store.vocabulary) - len(base)} codes of {store.path} are new to {folder}: their embeddings "
+                "start at the mean of the known ones; train embeddings (full, or lora.train_embeddings=true) to learn them",
+                UserWarning,
+                stacklevel=2,
+            )
+            return model
+    return kind.from_pretrained(folder, vocabulary_hash=store.vocabulary.hash, **overrides)
 
 
 def seed_everything(seed: int) -> None:

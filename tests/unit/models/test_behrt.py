@@ -324,3 +324,23 @@ def test_dropout_is_off_in_evaluation_and_on_in_training():
         assert not torch.equal(model(**inputs), model(**inputs))
         model.eval()
         assert torch.equal(model(**inputs), model(**inputs))
+
+
+def test_codes_lead_the_embedding_sum_at_initialisation():
+    """Context (age, visit, position, kind, time, value) starts well below the codes; a large share drowns them."""
+    torch.manual_seed(0)
+    config = BEHRTConfig.small(500, num_kinds=8, time_embedding=True, use_values=True)
+    embedding = BEHRT(config).embeddings
+    shape = (64, 100)
+    context = {
+        "age": embedding.age(torch.randint(0, 120, shape)),
+        "visit": embedding.visit(torch.randint(0, 50, shape)),
+        "position": embedding.position(100),
+        "kind": embedding.kind(torch.randint(0, 9, shape)),
+        "time": embedding.time(torch.rand(shape) * 3000),
+        "value": embedding.value(torch.rand(shape)),
+    }
+    codes = embedding.code(torch.randint(5, 500, shape)).std()
+    for name, part in context.items():
+        assert part.std() < 0.4 * codes, name
+        assert part.std() > 0.01 * codes, name
