@@ -377,7 +377,8 @@ def initialise(module: nn.Module) -> None:
             if child.time is not None:
                 _draw(child.time.projection.weight, CONTEXT_STD_SHARE * code_std(width) / child.time.input_norm)
             if child.value is not None:
-                _draw(child.value.outer.weight, CONTEXT_STD_SHARE * code_std(width))
+                # Its inner activations have a norm of about sqrt(width) / 4.
+                _draw(child.value.outer.weight, CONTEXT_STD_SHARE * code_std(width) * 4 / math.sqrt(width))
 
 
 def _draw(weight: Tensor, std: float) -> None:

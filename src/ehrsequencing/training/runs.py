@@ -200,7 +200,8 @@ def load_base(kind: type[Model], folder: Path, store: TokenStore, **overrides: A
             model.extend_vocabulary(len(store.vocabulary), vocabulary_hash=store.vocabulary.hash)
             warnings.warn(
                 f"{len(store.vocabulary) - len(base)} codes of {store.path} are new to {folder}: their embeddings "
-                "start at the mean of the known ones; train embeddings (full, or lora.train_embeddings=true) to learn them",
+                "start at the mean of the known ones; train embeddings (--method full, "
+                "or lora.train_embeddings=true) to learn them",
                 UserWarning,
                 stacklevel=2,
             )
