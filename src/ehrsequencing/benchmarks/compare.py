@@ -275,6 +275,7 @@ def _report_sections(
         "differences": differences,
         "roc": {arm.name: _points(roc_points(truth, arm.held_out[0])) for arm in arms},
         "pr": {arm.name: _points(precision_recall_points(truth, arm.held_out[0])) for arm in arms},
+        "confusion": _confusion(arms[0], examples),
         "calibration": {arm.name: calibration_curve(truth, arm.held_out[0], bins=10) for arm in arms},
         "cohort": flow_section(manifest),
         "data": {
@@ -289,6 +290,15 @@ def _report_sections(
             if arm.kind == "baseline"
         },
     }
+
+
+def _confusion(arm: Arm, examples: dict[str, Examples]) -> dict[str, Any]:
+    """Counts on held-out at the threshold that is best on tuning."""
+    threshold = f1_threshold(np.asarray(examples["tuning"].target) > 0.5, arm.tuning[0])
+    truth = np.asarray(examples["held_out"].target) > 0.5
+    called = arm.held_out[0] >= threshold
+    counts = [[int((called[truth == actual] == said).sum()) for said in (False, True)] for actual in (False, True)]
+    return {"classes": ["no", "yes"], "counts": counts, "model": arm.name, "threshold": threshold}
 
 
 def _points(curve: tuple[np.ndarray, np.ndarray], most: int = 200) -> dict[str, list[float]]:

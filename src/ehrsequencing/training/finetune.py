@@ -155,6 +155,10 @@ def finetune(
             observer=observer,
         )
         result = trainer.fit(resume=resume)
+        logits, truth = plan.tuning_logits(trainer.model, trainer.fabric.device)
+        # At a rare outcome nothing passes 0.5; called positive is whoever is above the average risk of train.
+        called = (logits.sigmoid() > prevalence).long().tolist()
+        tracker.plot_confusion_matrix(truth.long().tolist(), called, ["no", "yes"])
         model.to("cpu")
         report = parameter_report(model)
         for name in report["no_gradient"]:

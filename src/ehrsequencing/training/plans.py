@@ -171,12 +171,16 @@ class ClassificationPlan:
         return loss, {"loss_sum": loss.item() * count, "correct": correct, "count": count}
 
     @torch.no_grad()
-    def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
+    def tuning_logits(self, model: torch.nn.Module, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and targets of tuning, Float [examples] each."""
         logits, targets = [], []
         for batch in fixed_batches(self.tuning, device):
             logits.append(model(**batch.inputs(self.config.input_names)).logits.float().cpu())
             targets.append(targets_of(batch).cpu())
-        score, target = torch.cat(logits), torch.cat(targets)
+        return torch.cat(logits), torch.cat(targets)
+
+    def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
+        score, target = self.tuning_logits(model, device)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(score.double(), target.double())
         probability, truth = score.sigmoid(), target.long()
         return {
