@@ -20,7 +20,7 @@ from ehrsequencing.io import write_text
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelOptions(_Strict):
@@ -30,7 +30,7 @@ class ModelOptions(_Strict):
     max_length: int = Field(512, ge=8, le=512)
     dropout: float = Field(0.1, ge=0, lt=1)
     attention_dropout: float = Field(0.0, ge=0, lt=1)
-    position: Literal["learned", "sinusoidal"] = "learned"
+    position: Literal["learned", "sinusoidal", "rotary"] = "rotary"
     kinds: bool = True
     times: bool = True
     values: bool = False
@@ -41,7 +41,7 @@ class OptimOptions(_Strict):
     """AdamW with linear warm-up and cosine decay; weight decay on matrices only."""
 
     lr: float = Field(1e-3, gt=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=10)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.98, ge=0, lt=1)
     warmup_share: float = Field(0.1, ge=0, lt=1)
@@ -52,15 +52,15 @@ class OptimOptions(_Strict):
 class LoopOptions(_Strict):
     """Length, batches, device and durability of a training."""
 
-    epochs: int = Field(10, ge=1)
-    patience: int = Field(3, ge=1)
-    token_budget: int = Field(4096, ge=64)
-    max_examples: int = Field(256, ge=1)
-    checkpoint_seconds: float = Field(60.0, ge=0)
-    seed: int = Field(0, ge=0)
+    epochs: int = Field(10, ge=1, le=100_000)
+    patience: int = Field(3, ge=1, le=100_000)
+    token_budget: int = Field(4096, ge=64, le=10_000_000)
+    max_examples: int = Field(256, ge=1, le=1_000_000)
+    checkpoint_seconds: float = Field(60.0, ge=0, le=1e9)
+    seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=1024)
 
 
 class PretrainConfig(_Strict):
@@ -76,7 +76,7 @@ class PretrainConfig(_Strict):
 class LoraOptions(_Strict):
     """Adapters of `--method lora`."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=4096)
     alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     attention: bool = True

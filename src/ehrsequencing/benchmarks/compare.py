@@ -13,7 +13,7 @@ import numpy as np
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
-from ehrsequencing.data.labels import read_labels
+from ehrsequencing.data.labels import labels_hash, read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
@@ -22,9 +22,10 @@ from ehrsequencing.evaluation.bootstrap import Estimate, paired_difference, summ
 from ehrsequencing.evaluation.calibration import calibration_curve
 from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points
 from ehrsequencing.evaluation.predict import load_classifier, predict, prediction_frame
-from ehrsequencing.io import atomic_path, hash_file, read_json, write_json
+from ehrsequencing.io import atomic_path, read_json, write_json, write_text
 from ehrsequencing.tracking.report import write_report
 from ehrsequencing.tracking.report_data import read_report_data, write_report_data
+from ehrsequencing.tracking.text import summary_text
 from ehrsequencing.training.finetune import binary_examples
 from ehrsequencing.training.runs import flow_section
 
@@ -91,6 +92,9 @@ def compare(
         RunError: a run was trained on another store or other labels.
         LabelError: a split has no label or one class.
     """
+    twice = [str(run) for index, run in enumerate(runs) if run.resolve() in [r.resolve() for r in runs[:index]]]
+    if twice:
+        raise ConfigError(f"{twice[0]} is named twice", remedy="name each run once")
     store = TokenStore.open(store_path)
     labels, manifest = read_labels(labels_path)
     examples = binary_examples(store, labels, str(labels_path), SPLITS)
@@ -99,6 +103,14 @@ def compare(
     for run in runs:
         say(f"predicting with {run}")
         arms.append(_run_arm(run, store, Path(labels_path), examples, progress))
+    for name in {arm.name for arm in arms}:
+        same = [(arm, run) for arm, run in zip(arms, runs, strict=True) if arm.name == name]
+        for arm, run in same if len(same) > 1 else []:
+            arm.name = f"{name} ({run.name})"
+    if len({arm.name for arm in arms}) < len(arms):
+        raise ConfigError(
+            "several runs have one name and one folder name", got=", ".join(map(str, runs)), remedy="rename a folder"
+        )
     if baselines:
         arms += _baseline_arms(store, examples, baselines, seed, threads, say, progress)
     say(f"bootstrap over {len(np.unique(examples['held_out'].subject_id))} held-out subjects")
@@ -143,7 +155,7 @@ def _run_arm(
     seconds = inference = 0.0
     for member in members(run):
         metadata = read_json(member / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
-        for key, mine in (("store_fingerprint", store.fingerprint), ("labels_hash", hash_file(labels))):
+        for key, mine in (("store_fingerprint", store.fingerprint), ("labels_hash", labels_hash(labels))):
             if metadata.get(key) != mine:
                 raise RunError(
                     f"{member} was trained with another {key.split('_')[0]}",
@@ -364,6 +376,11 @@ def finish_comparison(
     summary["differences"] = comparison.differences
     write_json(run / "summary.json", summary)
     write_report_data(run, sections)
+    hyperparameters = read_json(run / "hyperparameters.json")
+    write_text(
+        run / "SUMMARY.txt",
+        summary_text(read_json(run / "metadata.json"), hyperparameters, summary, summary.get("best", {})),
+    )
     write_report(run)
     return summary
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ehrsequencing.config import FinetuneConfig, write_config
+from ehrsequencing.errors import RunError
 from ehrsequencing.io import read_json
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.report_data import write_report_data
@@ -36,7 +37,11 @@ def finetune_seeds(
         The summary of `out`: tuning metrics averaged over seeds.
     """
     taken_up = resume and (out / "metadata.json").exists()
+    if taken_up and "seeds" not in read_json(out / "metadata.json"):
+        raise RunError(f"{out} is a single training", remedy="resume it without --seeds, or choose another --out")
     with ExperimentTracker(out.name, out.parent, resume=taken_up, exist_ok=overwrite) as tracker:
+        if not taken_up:
+            tracker.log_metadata({"seeds": seeds})
         summaries = []
         for seed in range(config.loop.seed, config.loop.seed + seeds):
             arm = out / "arms" / f"seed-{seed:04d}"
@@ -55,7 +60,7 @@ def finetune_seeds(
                 )
         member = read_json(arm / "metadata.json")
         shared = ("kind", "task", "method", "store", "store_fingerprint", "labels", "labels_hash", "parameters")
-        tracker.log_metadata({key: member[key] for key in shared} | {"seeds": seeds})
+        tracker.log_metadata({key: member[key] for key in shared})
         tracker.log_hyperparameters(config.model_dump(mode="json"))
         write_config(out / "config.toml", config)
         tracker.save_summary(average(summaries), best={}, notes=summaries[0]["notes"])

@@ -11,7 +11,7 @@ from meds import LabelSchema
 
 from ehrsequencing.data.schema import LABEL_SCHEMA
 from ehrsequencing.errors import LabelError
-from ehrsequencing.io import atomic_path, read_json, write_json
+from ehrsequencing.io import atomic_path, hash_bytes, hash_file, read_json, write_json
 
 VALUE_COLUMNS = ("boolean_value", "integer_value", "float_value", "categorical_value")
 
@@ -127,3 +127,12 @@ def read_labels(path: str | Path) -> tuple[pl.DataFrame, dict[str, Any]]:
     manifest = manifest_path(path)
     labels = validate_labels(frame, path.stem)
     return labels, read_json(manifest, LabelError) if manifest.exists() else {}
+
+
+def labels_hash(path: str | Path) -> str:
+    """Hash of a label file, or over the shards of a folder by name."""
+    path = Path(path)
+    if path.is_file():
+        return hash_file(path)
+    shards = sorted(path.rglob("*.parquet"))
+    return hash_bytes(*(f"{shard.relative_to(path)} {hash_file(shard)}".encode() for shard in shards))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ehrsequencing.errors import ConfigError
 
-POSITIONS = ("learned", "sinusoidal")
+POSITIONS = ("learned", "sinusoidal", "rotary")
 POOLINGS = ("cls", "mean", "attention")
 ACTIVATIONS = ("gelu", "relu")
 NORMS = ("pre", "post")
@@ -29,7 +29,7 @@ class BEHRTConfig:
         max_visits: Number of visit ids.
         dropout: On embeddings, sublayer outputs and heads.
         attention_dropout: On attention weights; anything above 0 costs the fast kernel.
-        position: "learned" or "sinusoidal".
+        position: "learned" or "sinusoidal" embeddings, or "rotary" (queries and keys turned by their position).
         num_kinds: Number of kinds of code, each embedded; index 0 is "none" (CLS, padding), so ids run to
             `num_kinds` inclusive. 0: no kind embedding.
         time_embedding: Embed days before the prediction time.
@@ -93,6 +93,10 @@ class BEHRTConfig:
         if self.position == "sinusoidal" and self.embedding_dim % 2:
             raise ConfigError(
                 "embedding_dim", got=self.embedding_dim, expected="an even number for sinusoidal positions"
+            )
+        if self.position == "rotary" and self.hidden_dim // self.num_heads % 2:
+            raise ConfigError(
+                "hidden_dim / num_heads", got=self.hidden_dim // self.num_heads, expected="even for rotary positions"
             )
         special = (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
         if len(set(special)) < len(special) or not all(0 <= token < self.num_special for token in special):

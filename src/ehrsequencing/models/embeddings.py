@@ -145,11 +145,11 @@ class BEHRTEmbedding(nn.Module):
         self.code = nn.Embedding(config.vocab_size, width)
         self.age = AgeEmbedding(width, config.max_age)
         self.visit = VisitEmbedding(width, config.max_visits)
-        self.position = (
-            PositionalEmbedding(width, config.max_length)
-            if config.position == "learned"
-            else SinusoidalPositionalEncoding(width, config.max_length)
-        )
+        self.position: PositionalEmbedding | SinusoidalPositionalEncoding | None = None
+        if config.position == "learned":
+            self.position = PositionalEmbedding(width, config.max_length)
+        elif config.position == "sinusoidal":
+            self.position = SinusoidalPositionalEncoding(width, config.max_length)
         self.kind = nn.Embedding(config.num_kinds + 1, width) if config.num_kinds else None
         self.time = TimeEmbedding(width) if config.time_embedding else None
         self.value = ValueEmbedding(width) if config.use_values else None
@@ -167,7 +167,9 @@ class BEHRTEmbedding(nn.Module):
         kinds: Tensor | None = None,
         times: Tensor | None = None,
     ) -> Tensor:
-        total = self.code(codes) + self.age(ages) + self.visit(visit_ids) + self.position(codes.shape[1])
+        total = self.code(codes) + self.age(ages) + self.visit(visit_ids)
+        if self.position is not None:
+            total = total + self.position(codes.shape[1])
         if self.kind is not None and kinds is not None:
             total = total + self.kind(kinds)
         if self.time is not None and times is not None:

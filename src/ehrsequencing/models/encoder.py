@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ehrsequencing.models.attention import SelfAttention
+from ehrsequencing.models.attention import RotaryPositions, SelfAttention
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.dropout import Dropout
 
@@ -23,7 +23,8 @@ class EncoderLayer(nn.Module):
         width = config.hidden_dim
         self.pre_norm = config.norm == "pre"
         self.activation = F.gelu if config.activation == "gelu" else F.relu
-        self.self_attn = SelfAttention(width, config.num_heads, config.attention_dropout)
+        rotary = RotaryPositions(width // config.num_heads, config.max_length) if config.position == "rotary" else None
+        self.self_attn = SelfAttention(width, config.num_heads, config.attention_dropout, rotary)
         self.linear1 = nn.Linear(width, config.ffn_dim)
         self.linear2 = nn.Linear(config.ffn_dim, width)
         self.norm1 = nn.LayerNorm(width)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from ehrsequencing.config import FinetuneConfig
-from ehrsequencing.data.labels import read_labels
+from ehrsequencing.data.labels import labels_hash, read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
-from ehrsequencing.errors import ConfigError, LabelError
-from ehrsequencing.io import hash_file, read_json
+from ehrsequencing.errors import CheckpointError, ConfigError, LabelError
+from ehrsequencing.io import read_json
 from ehrsequencing.models.behrt import BEHRTForSequenceClassification
-from ehrsequencing.models.folder import state_hash
+from ehrsequencing.models.folder import tensors_hash
 from ehrsequencing.models.lora import (
     apply_lora_to_behrt,
     count_parameters,
@@ -37,15 +37,19 @@ from ehrsequencing.training.loop import Trainer
 from ehrsequencing.training.plans import ClassificationPlan
 from ehrsequencing.training.runs import (
     batch_source,
+    check_identity,
     config_hash,
     describe_store,
+    finished_summary,
     flow_section,
     load_base,
     model_config,
     open_run,
     parameter_section,
+    plan_start,
     require_run,
     seed_everything,
+    size_name,
     store_files,
     warnings_to,
 )
@@ -97,46 +101,56 @@ def finetune(
         )
     store = TokenStore.open(store_path)
     labels, manifest = read_labels(labels_path)
+    check_origin(store, manifest, str(labels_path))
     examples = binary_examples(store, labels, str(labels_path), ("train", "tuning"))
     base_folder = require_run(Path(from_run)) if from_run is not None else None
-    tracker, config = open_run(Path(out), config, resume=resume, overwrite=overwrite)
+    start = plan_start(
+        Path(out), config, resume=resume, overwrite=overwrite, from_run=Path(from_run) if from_run else None
+    )
+    config = start.config
     notes: list[str] = []
-    with tracker:
-        seed_everything(config.loop.seed)
-        with warnings_to(observer, notes):
-            model = _build(config, base_folder, store)
-        base_hash = state_hash(model) if base_folder is not None else "none"
-        prevalence = float(np.mean(_targets(examples["train"])))
-        # Predictions start at the prevalence, so no step is spent on learning it.
-        torch.nn.init.constant_(model.classifier.bias, math.log(prevalence / (1 - prevalence)))
-        with warnings_to(observer, notes):
-            model = _adapt(model, config)
-        sources = {
-            split: batch_source(store, split, examples[split], config.loop, model.config.max_length)
-            for split in ("train", "tuning")
-        }
-        plan = ClassificationPlan(model.config, sources["train"], sources["tuning"])
-        parameters = count_parameters(model)
+    seed_everything(config.loop.seed)
+    with warnings_to(observer, notes):
+        model = _build(config, base_folder, store)
+    identity = {
+        "store": store.fingerprint,
+        "labels": labels_hash(labels_path),
+        "base": _base_hash(model) if base_folder is not None else "none",
+        "configuration": config_hash(config),
+    }
+    check_identity(start, identity)
+    if (done := finished_summary(start)) is not None:
+        return done
+    prevalence = float(np.mean(_targets(examples["train"])))
+    # Predictions start at the prevalence, so no step is spent on learning it.
+    torch.nn.init.constant_(model.classifier.bias, math.log(prevalence / (1 - prevalence)))
+    with warnings_to(observer, notes):
+        model = _adapt(model, config)
+    sources = {
+        split: batch_source(store, split, examples[split], config.loop, model.config.max_length)
+        for split in ("train", "tuning")
+    }
+    plan = ClassificationPlan(model.config, sources["train"], sources["tuning"])
+    parameters = count_parameters(model)
+    task = str(manifest.get("task", Path(labels_path).stem))
+    facts = {
+        "kind": "finetune",
+        "task": task,
+        "method": config.method,
+        "store": str(store.path.resolve()),
+        "store_fingerprint": store.fingerprint,
+        "labels": str(Path(labels_path).resolve()),
+        "labels_hash": identity["labels"],
+        "vocabulary_hash": store.vocabulary.hash,
+        "from_run": str(Path(from_run).resolve()) if from_run is not None else None,
+        "parameters": parameters,
+        "examples": {split: len(examples[split].index) for split in examples},
+        "positives": {split: int(_targets(examples[split]).sum()) for split in examples},
+    }
+    with open_run(start, identity, facts) as tracker:
         observer.say(
             f"{config.method}: {parameters['trainable']:,} of {parameters['total']:,} parameters train "
             f"({parameters['trainable_percent']:.1f} %), {parameters['lora']:,} of them in adapters"
-        )
-        tracker.log_hyperparameters(config.model_dump(mode="json"))
-        tracker.log_metadata(
-            {
-                "kind": "finetune",
-                "task": manifest.get("task", Path(labels_path).stem),
-                "method": config.method,
-                "store": str(store.path),
-                "store_fingerprint": store.fingerprint,
-                "labels": str(labels_path),
-                "labels_hash": hash_file(labels_path),
-                "vocabulary_hash": store.vocabulary.hash,
-                "from_run": str(from_run) if from_run is not None else None,
-                "parameters": parameters,
-                "examples": {split: len(examples[split].index) for split in examples},
-                "positives": {split: int(_targets(examples[split]).sum()) for split in examples},
-            }
         )
         adapted = config.method == "lora"
         trainer = Trainer(
@@ -145,16 +159,11 @@ def finetune(
             config.optim,
             config.loop,
             tracker,
-            identity={
-                "store": store.fingerprint,
-                "labels": hash_file(labels_path),
-                "base": base_hash,
-                "configuration": config_hash(config),
-            },
+            identity=identity,
             lora_state=(lambda: lora_state(model)) if adapted else None,
             observer=observer,
         )
-        result = trainer.fit(resume=resume)
+        result = trainer.fit(resume=start.taken_up)
         logits, truth = plan.tuning_logits(trainer.model, trainer.fabric.device)
         # At a rare outcome nothing passes 0.5; called positive is whoever is above the average risk of train.
         called = (logits.sigmoid() > prevalence).long().tolist()
@@ -169,8 +178,7 @@ def finetune(
         plain.save_pretrained(
             tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=store_files(store)
         )
-        task = str(manifest.get("task", Path(labels_path).stem))
-        name = f"behrt-{config.model.size}-{config.method}"
+        name = f"behrt-{size_name(model.config)}-{config.method}"
         metrics = {
             name: {
                 f"tuning:{task}/{metric}": {
@@ -257,13 +265,37 @@ def _targets(examples: Examples) -> np.ndarray:
 def _build(config: FinetuneConfig, base: Path | None, store: TokenStore) -> BEHRTForSequenceClassification:
     if base is None:
         return BEHRTForSequenceClassification(model_config(config.model, len(store.vocabulary)))
-    return load_base(
-        BEHRTForSequenceClassification,
-        base,
-        store,
-        dropout=config.model.dropout,
-        pooling=config.model.pooling,
-    )
+    given = config.model.model_fields_set & {"dropout", "attention_dropout", "pooling"}
+    options = config.model.model_dump(include=given)
+    if "pooling" not in given and not _is_classifier(base):
+        options["pooling"] = config.model.pooling
+    return load_base(BEHRTForSequenceClassification, base, store, **options)
+
+
+def _is_classifier(folder: Path) -> bool:
+    return read_json(folder / "config.json", CheckpointError).get("architecture") == "BEHRTForSequenceClassification"
+
+
+def _base_hash(model: BEHRTForSequenceClassification) -> str:
+    """Hash of what came from the base; a fresh head is drawn from the seed and is no part of it."""
+    return tensors_hash({name: model.state_dict()[name] for name in model.pretrained_parameters})
+
+
+def check_origin(store: TokenStore, manifest: dict[str, Any], source: str) -> None:
+    """Labels and store must come from one dataset, where both say from which.
+
+    Raises:
+        LabelError: they do not.
+    """
+    labelled = manifest.get("dataset", {}).get("fingerprint")
+    prepared = store.manifest.get("dataset_fingerprint")
+    if labelled and prepared and labelled != prepared:
+        raise LabelError(
+            f"{source} was built from another dataset than {store.path}",
+            got=labelled[:16],
+            expected=prepared[:16],
+            remedy="build the labels from the dataset the store was prepared from",
+        )
 
 
 def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEHRTForSequenceClassification:

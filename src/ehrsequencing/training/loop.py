@@ -182,6 +182,7 @@ class Trainer:
             "best": self.best,
             "sums": self.sums,
             "finished": self._finished,
+            "gradient_parameters": sorted(self.bare.gradient_parameters),
             "rng": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -214,6 +215,7 @@ class Trainer:
         self.position = Position(**state["position"])
         self.stopping = EarlyStopping(**state["stopping"])
         self.best, self.sums, self._finished = state["best"], state["sums"], state["finished"]
+        self.bare.gradient_parameters |= set(state["gradient_parameters"])
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if state["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([item.cpu() for item in state["rng"]["cuda"]])

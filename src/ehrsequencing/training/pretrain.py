@@ -19,15 +19,19 @@ from ehrsequencing.training.loop import FitResult, Trainer
 from ehrsequencing.training.plans import MLMPlan
 from ehrsequencing.training.runs import (
     batch_source,
+    check_identity,
     config_hash,
     describe_store,
+    finished_summary,
     load_base,
     model_config,
     open_run,
     parameter_section,
+    plan_start,
     ratio_interval,
     require_run,
     seed_everything,
+    size_name,
     store_files,
     warnings_to,
 )
@@ -75,62 +79,60 @@ def pretrain(
                 f"{store.path}: split {split} has no subject", remedy="prepare more subjects or other splits"
             )
     base_folder = require_run(Path(from_run)) if from_run is not None else None
-    tracker, config = open_run(Path(out), config, resume=resume, overwrite=overwrite)
+    start = plan_start(
+        Path(out), config, resume=resume, overwrite=overwrite, from_run=Path(from_run) if from_run else None
+    )
+    config = start.config
     notes: list[str] = []
-    with tracker:
-        seed_everything(config.loop.seed)
-        if base_folder is None:
-            model = BEHRTForMLM(model_config(config.model, len(store.vocabulary)))
-        else:
-            with warnings_to(observer, notes):
-                model = load_base(BEHRTForMLM, base_folder, store)
-        max_length = model.config.max_length
-        sources = {
-            split: batch_source(store, split, Examples.whole_histories(store.split(split)), config.loop, max_length)
-            for split in ("train", "tuning")
-        }
-        plan = MLMPlan(
-            model.config,
-            sources["train"],
-            sources["tuning"],
-            store.vocabulary,
-            rate=config.mask_rate,
-            seed=config.loop.seed,
+    seed_everything(config.loop.seed)
+    if base_folder is None:
+        model = BEHRTForMLM(model_config(config.model, len(store.vocabulary)))
+    else:
+        options = config.model.model_dump(include=config.model.model_fields_set & {"dropout", "attention_dropout"})
+        with warnings_to(observer, notes):
+            model = load_base(BEHRTForMLM, base_folder, store, **options)
+    identity = {
+        "store": store.fingerprint,
+        "base": state_hash(model) if base_folder is not None else "none",
+        "configuration": config_hash(config),
+    }
+    check_identity(start, identity)
+    if (done := finished_summary(start)) is not None:
+        return done
+    sources = {
+        split: batch_source(
+            store, split, Examples.whole_histories(store.split(split)), config.loop, model.config.max_length
         )
+        for split in ("train", "tuning")
+    }
+    plan = MLMPlan(
+        model.config,
+        sources["train"],
+        sources["tuning"],
+        store.vocabulary,
+        rate=config.mask_rate,
+        seed=config.loop.seed,
+    )
+    facts = {
+        "kind": "pretrain",
+        "store": str(store.path.resolve()),
+        "store_fingerprint": store.fingerprint,
+        "vocabulary_hash": store.vocabulary.hash,
+        "from_run": str(Path(from_run).resolve()) if from_run is not None else None,
+        "parameters": count_parameters(model),
+        "padding_share": sources["train"].padding_share(0),
+    }
+    with open_run(start, identity, facts) as tracker:
         floors = plan.floors()
         observer.say(_floor_line(floors))
-        tracker.log_hyperparameters(config.model_dump(mode="json"))
-        tracker.log_metadata(
-            {
-                "kind": "pretrain",
-                "store": str(store.path),
-                "store_fingerprint": store.fingerprint,
-                "vocabulary_hash": store.vocabulary.hash,
-                "from_run": str(from_run) if from_run is not None else None,
-                "parameters": count_parameters(model),
-                "padding_share": sources["train"].padding_share(0),
-            }
-        )
-        trainer = Trainer(
-            model,
-            plan,
-            config.optim,
-            config.loop,
-            tracker,
-            identity={
-                "store": store.fingerprint,
-                "base": state_hash(model) if base_folder is not None else "none",
-                "configuration": config_hash(config),
-            },
-            observer=observer,
-        )
-        result = trainer.fit(resume=resume)
+        trainer = Trainer(model, plan, config.optim, config.loop, tracker, identity=identity, observer=observer)
+        result = trainer.fit(resume=start.taken_up)
         statistics = plan.subject_statistics(trainer.model, trainer.fabric.device)
         model.to("cpu")
         model.save_pretrained(
             tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=store_files(store)
         )
-        name = f"behrt-{config.model.size}"
+        name = f"behrt-{size_name(model.config)}"
         metrics = {name: _mlm_metrics(statistics)} | {
             FLOOR_NAMES[floor]: {
                 "mlm/mlm_loss": {"value": value["loss"], "higher_is_better": False},

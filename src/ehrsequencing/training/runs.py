@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ehrsequencing.config import FinetuneConfig, LoopOptions, ModelOptions, PretrainConfig, read_config, write_config
 from ehrsequencing.data.batching import BatchSource
@@ -19,10 +20,11 @@ from ehrsequencing.data.schema import KINDS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.vocabulary import Vocabulary
-from ehrsequencing.errors import ConfigError, RunError
-from ehrsequencing.io import hash_bytes, read_json, versions
+from ehrsequencing.errors import CheckpointError, ConfigError, RunError
+from ehrsequencing.io import hash_bytes, read_json
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTForMLM, BEHRTForSequenceClassification
 from ehrsequencing.tracking.experiment import ExperimentTracker
+from ehrsequencing.tracking.rundir import refuse_existing
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.device import resolve_loop
 
@@ -46,42 +48,126 @@ def model_config(options: ModelOptions, vocab_size: int) -> BEHRTConfig:
     )
 
 
-def open_run(out: Path, requested: RunConfig, *, resume: bool, overwrite: bool) -> tuple[ExperimentTracker, RunConfig]:
-    """Start a run directory, or take one up again with the configuration it was started with.
+@dataclass(frozen=True)
+class Start(Generic[RunConfig]):
+    """How a run begins: its folder, its resolved configuration, and whether it takes up an earlier process's work."""
 
-    Returns:
-        The tracker and the resolved configuration; on resumption it is the one on disk.
+    out: Path
+    requested: RunConfig
+    config: RunConfig
+    taken_up: bool
+    overwrite: bool
+
+
+def plan_start(
+    out: Path, requested: RunConfig, *, resume: bool, overwrite: bool, from_run: Path | None = None
+) -> Start[RunConfig]:
+    """Decide how a run begins; nothing is written.
+
+    On resumption the configuration is the one on disk, and options given now must agree with it.
 
     Raises:
-        ConfigError: a resumption asks for other options than the run has.
-        RunError: the directory holds a run and neither `resume` nor `overwrite` was asked for.
+        ConfigError: a resumption asks for other options than the run has, `out` is also the base, or the device is
+            not there.
+        RunError: `out` holds a run and neither `resume` nor `overwrite` was asked for, or a run of another kind.
     """
-    stored = out / "config.toml"
-    taken_up = resume and stored.exists()
-    tracker = ExperimentTracker(out.name, out.parent, resume=taken_up, exist_ok=overwrite)
-    if taken_up:
-        earlier = type(requested).model_validate(read_json(out / "metadata.json")["requested"])
-        differing = _differences(earlier.model_dump(), requested.model_dump())
-        if differing and requested != type(requested)():
+    out = out.resolve()
+    if from_run is not None and out in (from_run.resolve(), *from_run.resolve().parents):
+        raise ConfigError(f"--out {out} is or holds the run of --from", remedy="choose another --out")
+    if from_run is not None:
+        fixed = sorted(requested.model.model_fields_set - {"dropout", "attention_dropout", "pooling"})
+        if fixed:
             raise ConfigError(
-                f"--resume of {out} with other options: {', '.join(differing)}",
-                remedy="resume with the run's own options or with none, or start a new run",
+                f"with --from the architecture is the base's, so {', '.join('model.' + name for name in fixed)} "
+                "would have no effect",
+                remedy="leave them out, or train from scratch",
             )
-        return tracker, read_config(type(requested), stored)
-    resolved = requested.model_copy(update={"loop": resolve_loop(requested.loop)})
-    tracker.log_metadata({"requested": requested.model_dump(mode="json"), "versions": versions()})
-    write_config(stored, resolved)
-    return tracker, resolved
+    metadata = read_json(out / "metadata.json") if resume and (out / "metadata.json").is_file() else {}
+    stored = metadata.get("requested")
+    if metadata and stored is None and (out / "arms").is_dir():
+        raise RunError(f"{out} holds several trainings", remedy="resume it with the --seeds it was started with")
+    if stored is None:
+        # Also a run that was killed while its folder was being made: there is nothing to take up.
+        overwrite = overwrite or bool(metadata)
+        if not overwrite:
+            refuse_existing(out)
+        config = requested.model_copy(update={"loop": resolve_loop(requested.loop)})
+        return Start(out, requested, config, False, overwrite)
+    try:
+        earlier = type(requested).model_validate(stored)
+    except ValidationError:
+        raise RunError(f"{out} holds a run of another kind", remedy="choose another --out") from None
+    differing = _differences(requested.model_dump(exclude_unset=True), earlier.model_dump())
+    if differing:
+        raise ConfigError(
+            f"--resume of {out} with other options: {', '.join(differing)}",
+            remedy="resume with the run's own options or with none, or start a new run",
+        )
+    return Start(out, requested, read_config(type(requested), out / "config.toml"), True, False)
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+def check_identity(start: Start[RunConfig], identity: Mapping[str, str]) -> None:
+    """On resumption: the run must have been started with the same data, base and configuration.
+
+    Raises:
+        CheckpointError: it was not; names what differs. Nothing was written.
+    """
+    if not start.taken_up:
+        return
+    stored = read_json(start.out / "metadata.json").get("identity", {})
+    differing = [name for name, value in identity.items() if stored.get(name) != value]
+    if differing:
+        raise CheckpointError(
+            f"{start.out} was started with another {' and '.join(differing)}",
+            got=", ".join(identity[name][:16] for name in differing),
+            expected=", ".join(str(stored.get(name))[:16] for name in differing),
+            remedy="resume with the store, labels and base that the run was started with",
+        )
+
+
+def finished_summary(start: Start[RunConfig]) -> dict[str, Any] | None:
+    """The summary of a run that was taken up after it had ended; None where there is something left to do."""
+    if not start.taken_up:
+        return None
+    status = read_json(start.out / "metadata.json").get("status")
+    done = status in ("completed", "early_stopped") and (start.out / "model").is_dir()
+    return read_json(start.out / "summary.json") if done else None
+
+
+def open_run(start: Start[RunConfig], identity: Mapping[str, str], facts: Mapping[str, Any]) -> ExperimentTracker:
+    """Make or reopen the run directory and write what the run is."""
+    out = start.out
+    tracker = ExperimentTracker(out.name, out.parent, resume=start.taken_up, exist_ok=start.overwrite)
+    if not start.taken_up:
+        requested = start.requested.model_dump(mode="json", exclude_unset=True)
+        # The metadata last: where it names what was requested, the configuration is there.
+        write_config(out / "config.toml", start.config)
+        tracker.log_hyperparameters(start.config.model_dump(mode="json"))
+        tracker.log_metadata({"requested": requested, "identity": dict(identity), **facts})
+    return tracker
+
+
+def _differences(asked: Mapping[str, Any], earlier: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
-    for key in a:
-        if isinstance(a[key], Mapping):
-            found += _differences(a[key], b[key], f"{prefix}{key}.")
-        elif a[key] != b[key]:
-            found.append(f"{prefix}{key} ({a[key]} -> {b[key]})")
+    for key, value in asked.items():
+        if isinstance(value, Mapping):
+            found += _differences(value, earlier[key], f"{prefix}{key}.")
+        elif value != earlier[key]:
+            found.append(f"{prefix}{key} ({earlier[key]} -> {value})")
     return found
+
+
+def size_name(config: BEHRTConfig) -> str:
+    """Name of the preset that a model has, or its layers and width."""
+    for name, preset in (("small", BEHRTConfig.small), ("medium", BEHRTConfig.medium), ("large", BEHRTConfig.large)):
+        same = preset(vocab_size=config.vocab_size)
+        if (same.hidden_dim, same.num_layers, same.embedding_dim) == (
+            config.hidden_dim,
+            config.num_layers,
+            config.embedding_dim,
+        ):
+            return name
+    return f"{config.num_layers}x{config.hidden_dim}"
 
 
 def config_hash(config: BaseModel) -> str:
@@ -159,7 +245,7 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, z: float = 1.
 
 
 @contextmanager
-def warnings_to(observer: Observer, notes: list[str]):  # type: ignore[no-untyped-def]
+def warnings_to(observer: Observer, notes: list[str]) -> Iterator[None]:
     """Collect our own warnings into the run's notes and tell the observer."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -335,7 +335,7 @@ def test_codes_lead_the_embedding_sum_at_initialisation():
     context = {
         "age": embedding.age(torch.randint(0, 120, shape)),
         "visit": embedding.visit(torch.randint(0, 50, shape)),
-        "position": embedding.position(100),
+        "position": embedding.position(100),  # type: ignore[misc]
         "kind": embedding.kind(torch.randint(0, 9, shape)),
         "time": embedding.time(torch.rand(shape) * 3000),
         "value": embedding.value(torch.rand(shape)),
@@ -344,3 +344,33 @@ def test_codes_lead_the_embedding_sum_at_initialisation():
     for name, part in context.items():
         assert part.std() < 0.4 * codes, name
         assert part.std() > 0.01 * codes, name
+
+
+def test_rotary_attention_depends_on_distances_alone():
+    """Shifting a sequence along the positions changes no attention score, and order still matters."""
+    from ehrsequencing.models.attention import RotaryPositions
+
+    rotary = RotaryPositions(16, 64)
+    query, key = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+
+    def score(at: int, other: int) -> float:
+        where = torch.zeros(1, 1, 64, 16)
+        where[..., at, :] = query
+        turned_query = rotary(where)[..., at, :]
+        where = torch.zeros(1, 1, 64, 16)
+        where[..., other, :] = key
+        return float((turned_query * rotary(where)[..., other, :]).sum())
+
+    assert score(3, 8) == pytest.approx(score(40, 45), abs=1e-4)
+    assert score(3, 8) != pytest.approx(score(8, 3), abs=1e-3)
+
+
+def test_rotary_model_sees_order_and_has_no_position_table():
+    torch.manual_seed(0)
+    model = BEHRT(BEHRTConfig.small(100, position="rotary")).eval()
+    assert not any("position" in name for name, _ in model.named_parameters())
+    codes = torch.randint(5, 100, (1, 12))
+    same = torch.zeros_like(codes)
+    mask = torch.ones_like(codes, dtype=torch.bool)
+    forward, backward = model(codes, same, same, mask), model(codes.flip(1), same, same, mask).flip(1)
+    assert (forward - backward).abs().max() > 1e-3
