@@ -134,7 +134,7 @@ def run_demo(
 # Choices that fit the demonstration into minutes on two cores; docs/lab-notes.md says what was measured.
 PRETRAIN: dict[str, Any] = {
     "model.max_length": 128,
-    "loop.epochs": 6,
+    "loop.epochs": 4,
     "loop.token_budget": 2048,
     "optim.lr": 3e-3,
 }
