@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ehrsequencing.errors import RunError
+from ehrsequencing.errors import ConfigError, RunError
 
 
 def _sync_directory(path: Path) -> None:
@@ -43,32 +45,112 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What shows that a folder is an artefact of one kind: a JSON file in it with a key that only we write.
+
+    Attributes:
+        file: Path of the JSON file within the folder.
+        key: Key of its object.
+        artefact: What the folder is then, for messages.
+    """
+
+    file: str | Path
+    key: str
+    artefact: str
+
+    def on(self, folder: Path) -> bool:
+        """Whether the folder carries the mark."""
+        try:
+            content = json.loads((folder / self.file).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and self.key in content
+
+
 @contextmanager
-def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(path: str | Path, *, overwrite: bool = False, mark: Mark | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success rename it to `path`, on any error remove it.
 
+    A replaced folder is renamed aside first. Where a kill between the two renames left it there, the next call for
+    the same `path` puts it back before anything else.
+
+    Args:
+        path: The folder to write; a symbolic link stands for what it points to.
+        overwrite: Replace a folder that carries `mark`; one without it is never replaced unless it is empty.
+        mark: What the folder to replace must carry.
+
     Raises:
-        RunError: `path` exists and is not empty, and `overwrite` is False.
+        RunError: `path` exists, is no empty folder, and `overwrite` is False or the mark is absent.
     """
     path = Path(path)
-    if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path} exists already", remedy="choose another folder or pass --overwrite")
+    if path.is_symlink() or path.name in ("", ".."):
+        path = path.resolve()
+    _put_back(path)
+    _refuse_replacing(path, overwrite, mark)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    retired = path.with_name(f".{path.name}.retired-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
         yield temporary
-        retired = None
+        # Again: something may have come to lie there while the content was made.
+        _refuse_replacing(path, overwrite, mark)
         if path.exists():
-            retired = path.with_name(f".{path.name}.retired-{uuid.uuid4().hex[:8]}")
             path.rename(retired)
         temporary.rename(path)
         _sync_directory(path.parent)
-        if retired is not None:
-            shutil.rmtree(retired)
+        shutil.rmtree(retired, ignore_errors=True)
     finally:
-        if temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
+        if retired.exists() and not path.exists():
+            retired.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_back(path: Path) -> None:
+    """Restore the one folder that a killed replacement left aside; remove such folders where `path` is whole."""
+    aside = re.compile(re.escape(f".{path.name}.retired-") + "[0-9a-f]{8}")
+    found = [other for other in path.parent.iterdir() if aside.fullmatch(other.name)] if path.parent.is_dir() else []
+    if not path.exists():
+        # Of several, none is known to be the last: they stay for the user to choose.
+        if len(found) == 1:
+            found[0].rename(path)
+        return
+    for other in found:
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def _refuse_replacing(path: Path, overwrite: bool, mark: Mark | None) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    owned = path.is_dir() and mark is not None and mark.on(path)
+    if not owned:
+        raise RunError(
+            f"{path} exists already and is not {mark.artefact if mark else 'ours'}, so it is never replaced",
+            got="a file"
+            if not path.is_dir()
+            else f"no {mark.file} of this program"
+            if mark
+            else "a folder with content",
+            remedy="choose another folder",
+        )
+    if not overwrite:
+        raise RunError(f"{path} exists already", remedy="choose another folder or pass --overwrite")
+
+
+def refuse_overlap(source: str | Path, output: str | Path) -> None:
+    """Refuse to write a folder over, into or around what it is made from.
+
+    Raises:
+        ConfigError: one of the two is, or lies in, the other.
+    """
+    read, written = Path(source).resolve(), Path(output).resolve()
+    if read == written or read in written.parents or written in read.parents:
+        raise ConfigError(
+            f"the output {output} overlaps the input {source}",
+            expected="neither inside the other",
+            remedy="choose another folder to write",
+        )
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -4,8 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from ehrsequencing.errors import RunError
-from ehrsequencing.io import atomic_directory, atomic_path, hash_bytes, hash_file, read_json, write_json, write_text
+from ehrsequencing.errors import ConfigError, RunError
+from ehrsequencing.io import (
+    Mark,
+    atomic_directory,
+    atomic_path,
+    hash_bytes,
+    hash_file,
+    read_json,
+    refuse_overlap,
+    write_json,
+    write_text,
+)
+
+MARK = Mark("about.json", "version", "a test folder")
+
+
+def writing(path, overwrite=False):
+    return atomic_directory(path, overwrite=overwrite, mark=MARK)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -33,9 +49,10 @@ def test_folders_are_replaced_only_when_asked(tmp_path):
     target = tmp_path / "store"
     with atomic_directory(target) as folder:
         (folder / "a").write_text("1")
-    with pytest.raises(RunError, match="exists already.*--overwrite"), atomic_directory(target):
+        write_json(folder / MARK.file, {"version": 1})
+    with pytest.raises(RunError, match="exists already.*pass --overwrite"), writing(target):
         pass
-    with atomic_directory(target, overwrite=True) as folder:
+    with writing(target, overwrite=True) as folder:
         (folder / "b").write_text("2")
     assert [path.name for path in target.iterdir()] == ["b"]
     assert leftovers(tmp_path) == []
@@ -45,6 +62,89 @@ def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize("about", [None, "{", "[1]", '{"other": 1}'])
+def test_a_folder_of_others_is_never_replaced(tmp_path, about):
+    target = tmp_path / "mine"
+    target.mkdir()
+    (target / "thesis.txt").write_text("years of work")
+    if about is not None:
+        (target / MARK.file).write_text(about)
+    message = "mine exists already and is not a test folder.*no about.json of this program.*choose another folder"
+    with pytest.raises(RunError, match=message), writing(target, overwrite=True):
+        pass
+    assert (target / "thesis.txt").read_text() == "years of work"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_is_never_replaced_by_a_folder(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(RunError, match="got a file"), writing(tmp_path / "a", overwrite=True):
+        pass
+    assert (tmp_path / "a").read_text() == "x"
+
+
+def test_what_appears_during_the_writing_stays(tmp_path):
+    target = tmp_path / "store"
+    with pytest.raises(RunError, match="exists already"), writing(target, overwrite=True) as folder:
+        (folder / "a").write_text("1")
+        target.mkdir()
+        (target / "b").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert leftovers(tmp_path) == []
+
+
+def test_an_empty_folder_and_a_link_are_written_to(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    with atomic_directory(tmp_path / "link") as folder:
+        (folder / "a").write_text("1")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "a").exists()
+
+
+def retired(folder, name, content):
+    aside = folder / f".store.retired-{name}"
+    aside.mkdir()
+    (aside / "a").write_text(content)
+    write_json(aside / MARK.file, {"version": 1})
+
+
+def test_a_kill_between_the_renames_loses_nothing(tmp_path):
+    retired(tmp_path, "0123abcd", "old")
+    with pytest.raises(RunError, match="exists already"), writing(tmp_path / "store"):
+        pass
+    assert (tmp_path / "store" / "a").read_text() == "old"
+    retired(tmp_path, "0123abcd", "older")
+    with writing(tmp_path / "store", overwrite=True) as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "store" / "a").read_text() == "new"
+    assert leftovers(tmp_path) == []
+
+
+def test_of_several_old_folders_none_is_chosen_or_lost(tmp_path):
+    for name in ("0123abcd", "4567abcd"):
+        retired(tmp_path, name, name)
+    with pytest.raises(OSError, match="No space"), writing(tmp_path / "store"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert len(leftovers(tmp_path)) == 2
+
+
+def test_a_failing_second_rename_puts_the_old_folder_back(tmp_path):
+    with writing(tmp_path / "store") as folder:
+        write_json(folder / MARK.file, {"version": 1})
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "store", overwrite=True) as folder:
+        folder.rmdir()
+    assert MARK.on(tmp_path / "store")
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(("source", "output"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "c/../a")])
+def test_input_and_output_are_apart(tmp_path, source, output):
+    with pytest.raises(ConfigError, match=f"the output .*{output} overlaps the input .*{source};"):
+        refuse_overlap(tmp_path / source, tmp_path / output)
+    refuse_overlap(tmp_path / "a", tmp_path / "ab")
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "missing"), ("{", "not readable JSON")])

@@ -20,11 +20,12 @@ from ehrsequencing.data.labels import write_labels
 from ehrsequencing.data.schema import EVENT_SCHEMA, SPLITS
 from ehrsequencing.data.splits import split_of
 from ehrsequencing.errors import DataError, SplitError
-from ehrsequencing.io import atomic_directory, hash_bytes, hash_file, read_json, versions, write_bytes, write_json
+from ehrsequencing.io import Mark, atomic_directory, hash_bytes, hash_file, read_json, versions, write_bytes, write_json
 
 MANIFEST_KEY = "ehrsequencing"
 CODES_FILE, SPLITS_FILE = Path("metadata/codes.parquet"), Path("metadata/subject_splits.parquet")
 DATASET_FILE, OBSERVATION_FILE = Path("metadata/dataset.json"), Path("metadata/observation.parquet")
+MARK = Mark(DATASET_FILE, MANIFEST_KEY, "a MEDS dataset of this program")
 MAX_NAMED = 5
 """Subjects, codes or values named in an error before it only counts them."""
 
@@ -41,7 +42,7 @@ class MedsWriter:
     Holds no state but its temporary folder, so worker processes may call `write_events` on a copy.
 
     Raises:
-        RunError: `path` exists and is not empty, and `overwrite` is False.
+        RunError: `path` exists and is not empty, and `overwrite` is False or it holds no dataset that we wrote.
         DataError: the block ends without `finish`.
     """
 
@@ -52,7 +53,7 @@ class MedsWriter:
 
     def __enter__(self) -> MedsWriter:
         with ExitStack() as stack:
-            self.folder = stack.enter_context(atomic_directory(self.path, overwrite=self.overwrite))
+            self.folder = stack.enter_context(atomic_directory(self.path, overwrite=self.overwrite, mark=MARK))
             self._exit = stack.pop_all()
         return self
 

@@ -12,12 +12,12 @@ import polars as pl
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.encode import Encoder
 from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
-from ehrsequencing.data.store import SplitWriter, TokenStore, write_manifest
+from ehrsequencing.data.store import MARK, SplitWriter, TokenStore, write_manifest
 from ehrsequencing.data.survey import Survey, is_event, survey
 from ehrsequencing.data.values import MAX_DISCRETE_BINS, VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK, VOCABULARY_FILE, Vocabulary
 from ehrsequencing.errors import ConfigError, DataError, StoreError
-from ehrsequencing.io import atomic_directory, hash_bytes, versions
+from ehrsequencing.io import atomic_directory, hash_bytes, refuse_overlap, versions
 
 _MAX_VALUE_BINS = 100
 
@@ -54,16 +54,17 @@ def prepare(
         progress: Called with shards done and in all; each is read twice.
 
     Raises:
-        ConfigError: an option out of range, `extend_vocabulary` without `vocabulary_from`, or a store over its dataset.
+        ConfigError: an option out of range, `extend_vocabulary` without `vocabulary_from`, or a store that is, holds or
+            lies in its dataset.
         DataError: no MEDS dataset, infinite values, implausible ages, or no code that has a token.
         SplitError: a subject in two splits.
         StoreError: `vocabulary_from` holds no vocabulary.
-        RunError: `store` exists and `overwrite` is False.
+        RunError: `store` exists, and `overwrite` is False or it is no token store.
     """
     meds, store = Path(meds), Path(store)
     _check_options(meds, store, min_count, value_bins, max_age_years, vocabulary_from, extend_vocabulary)
     reused = _load_fit(Path(vocabulary_from)) if vocabulary_from is not None else None
-    with atomic_directory(store, overwrite=overwrite) as folder:
+    with atomic_directory(store, overwrite=overwrite, mark=MARK) as folder:
         dataset = MedsDataset.open(meds)
         tick = _Tick(progress, 2 * sum(len(dataset.shards(split)) for split in SPLITS))
         found = survey(dataset, tick)
@@ -145,8 +146,7 @@ def _check_options(
         raise ConfigError(
             "extend_vocabulary has nothing to extend", got="no vocabulary_from", expected="a store or model folder"
         )
-    if store.resolve() == meds.resolve() or store.resolve() in meds.resolve().parents:
-        raise ConfigError("the token store would replace its dataset", got=store, expected="another folder")
+    refuse_overlap(meds, store)
 
 
 def _load_fit(folder: Path) -> tuple[Vocabulary, ValueStatistics]:

@@ -16,10 +16,11 @@ from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.values import VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from ehrsequencing.errors import SplitError, StoreError
-from ehrsequencing.io import read_json, write_json
+from ehrsequencing.io import Mark, read_json, write_json
 
 FORMAT, FORMAT_VERSION = "ehrsequencing token store", 1
 MANIFEST_FILE = "manifest.json"
+MARK = Mark(MANIFEST_FILE, "format_version", "a token store")
 EVENT_COLUMNS = {
     "code": "<i4", "visit": "<i4", "age": "<f4", "time": "<i8", "value": "<f4", "statistic": "<i4", "kind": "|u1",
 }  # fmt: skip

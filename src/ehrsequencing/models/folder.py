@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ehrsequencing.errors import AdapterError, CheckpointError, ConfigError, VocabularyMismatchError
-from ehrsequencing.io import atomic_directory, hash_bytes, hash_file, read_json, versions
+from ehrsequencing.io import Mark, atomic_directory, hash_bytes, hash_file, read_json, versions
 from ehrsequencing.models.configuration import BEHRTConfig
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+MARK = Mark(CONFIG_FILE, "weights_hash", "a model folder")
 BASE_PREFIX = "behrt."
 
 
@@ -99,6 +100,7 @@ class PretrainedModel(nn.Module):
         Raises:
             AdapterError: the model carries adapters.
             ConfigError: an extra file would replace the weights or the configuration.
+            RunError: `folder` holds something other than a model.
         """
         if self.adaptation is not None:
             raise AdapterError(
@@ -108,7 +110,7 @@ class PretrainedModel(nn.Module):
         reserved = {WEIGHTS_FILE, CONFIG_FILE} & set(extra_files)
         if reserved:
             raise ConfigError("extra_files of a model folder", got=", ".join(sorted(reserved)), expected="other names")
-        with atomic_directory(folder, overwrite=True) as temporary:
+        with atomic_directory(folder, overwrite=True, mark=MARK) as temporary:
             weights = temporary / WEIGHTS_FILE
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, weights)
             for name, content in extra_files.items():

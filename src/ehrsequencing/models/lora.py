@@ -25,12 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ehrsequencing.errors import AdapterError, CheckpointError, ConfigError
-from ehrsequencing.io import atomic_directory, atomic_path, read_json, versions
+from ehrsequencing.io import Mark, atomic_directory, atomic_path, read_json, versions
 from ehrsequencing.models.folder import BASE_PREFIX, PretrainedModel, plain_name, tensors_hash
 
 ATTENTION_LAYERS = ("query_proj", "key_proj", "value_proj", "out_proj")
 FEEDFORWARD_LAYERS = ("linear1", "linear2")
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MARK = Mark(ADAPTER_CONFIG, "tensors_hash", "an adapter folder")
 FORMAT = 1
 _UNREADABLE = (
     SafetensorError,
@@ -313,13 +314,14 @@ def save_lora_weights(model: PretrainedModel, path: str | Path) -> None:
 
     Raises:
         AdapterError: the model carries no adapters.
+        RunError: a folder is there that holds something other than adapters.
     """
     state, path = lora_state(model), Path(path)
     if path.suffix == ".pt":
         with atomic_path(path) as temporary:
             torch.save(state, temporary)
         return
-    with atomic_directory(path, overwrite=True) as temporary:
+    with atomic_directory(path, overwrite=True, mark=MARK) as temporary:
         save_file(state["tensors"], temporary / ADAPTER_WEIGHTS)
         (temporary / ADAPTER_CONFIG).write_text(json.dumps(state["manifest"], indent=2) + "\n")
 

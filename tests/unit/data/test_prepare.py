@@ -273,10 +273,18 @@ def test_options_out_of_range_are_refused(write_meds, tmp_path, options, message
 
 def test_the_dataset_is_never_replaced(write_meds, tmp_path):
     meds = small(write_meds)
-    for store in (meds, tmp_path):
-        with pytest.raises(ConfigError, match="would replace its dataset"):
+    for store in (meds, tmp_path, meds / "store"):
+        with pytest.raises(ConfigError, match=f"the output {store} overlaps the input {meds};"):
             prepare(meds, store, overwrite=True)
     assert MedsDataset.open(meds).shards("train")
+
+
+def test_a_folder_that_is_no_store_is_never_replaced(write_meds, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(RunError, match="mine exists already and is not a token store"):
+        prepare(small(write_meds), tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "manifest.json").exists()
 
 
 def test_an_existing_store_stays_unless_asked_and_until_the_new_one_is_whole(write_meds, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import make_config, make_inputs, mlm_labels
 
-from ehrsequencing.errors import AdapterError, CheckpointError, ConfigError, VocabularyMismatchError
+from ehrsequencing.errors import AdapterError, CheckpointError, ConfigError, RunError, VocabularyMismatchError
 from ehrsequencing.models.behrt import (
     BEHRT,
     BEHRTForMLM,
@@ -14,7 +14,7 @@ from ehrsequencing.models.behrt import (
     BEHRTForSequenceClassification,
 )
 from ehrsequencing.models.folder import state_hash
-from ehrsequencing.models.lora import apply_lora_to_behrt
+from ehrsequencing.models.lora import apply_lora_to_behrt, save_lora_weights
 
 ALL = (BEHRT, BEHRTForMLM, BEHRTForNextVisitPrediction, BEHRTForSequenceClassification)
 
@@ -42,6 +42,19 @@ def test_round_trip(architecture, tie_weights, tmp_path):
         inputs = make_inputs()
         labels = mlm_labels(inputs)
         assert torch.equal(loaded(**inputs, labels=labels).loss, model(**inputs, labels=labels).loss)
+
+
+def test_a_folder_that_is_no_model_is_never_replaced(mlm_folder, tmp_path):
+    model, folder = mlm_folder
+    model.save_pretrained(folder)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="mine exists already and is not a model folder"):
+        model.save_pretrained(mine)
+    with pytest.raises(RunError, match="mine exists already and is not an adapter folder"):
+        save_lora_weights(apply_lora_to_behrt(model, rank=2), mine)
+    assert (mine / "config.json").read_text() == "{}"
 
 
 def test_files_of_a_folder(mlm_folder):

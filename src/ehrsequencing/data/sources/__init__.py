@@ -11,6 +11,7 @@ from typing import Any
 
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.errors import ConfigError
+from ehrsequencing.io import refuse_overlap
 
 Progress = Callable[[int, int], None]
 
@@ -78,9 +79,10 @@ def import_source(
         options: The source's own options.
 
     Raises:
-        ConfigError: unknown source or option, or an input where none is read (or the reverse).
+        ConfigError: unknown source or option, or an input where none is read (or the reverse),
+            or one of `src` and `out` is or lies in the other.
         DataError: the input is missing, malformed or implausible.
-        RunError: `out` exists.
+        RunError: `out` exists, and `overwrite` is False or it holds no dataset that we wrote.
     """
     if kind not in SOURCES:
         raise ConfigError("unknown source", got=kind, expected=", ".join(SOURCES))
@@ -97,6 +99,8 @@ def import_source(
         raise ConfigError(
             f"source {kind} has no option {', '.join(unknown)}", expected=", ".join(sorted(known)) or "no options"
         )
+    if src is not None:
+        refuse_overlap(src, out)
     inputs = () if src is None else (Path(src),)
     loader(*inputs, Path(out), overwrite=overwrite, progress=progress, **options)
     return MedsDataset.open(out)
