@@ -5,11 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
+
+from ehrsequencing.tasks.cohorts import CohortRules
 
 
 def ehrseq(*arguments: object, code: int = 2) -> str:
@@ -103,6 +106,54 @@ def test_empty_cohort(world, tmp_path):
     line = ehrseq("task", "build", world.meds, "--task", "onset:NO//SUCH@365", "--out", tmp_path / "labels.parquet")
     assert "NO//SUCH" in line
     no_trace(tmp_path / "labels.parquet")
+
+
+def test_where_labels_may_go(world, tmp_path):
+    build = ("task", "build", world.meds, "--task", "onset:ICD10CM//I10@365", "--out")
+    assert "a name that ends in .parquet" in ehrseq(*build, tmp_path / "labels.json")
+    line = ehrseq(*build, tmp_path)
+    assert f"got the folder {tmp_path}" in line
+    assert "labels.parquet" in line
+    (tmp_path / "labels.json").write_text("{}")
+    line = ehrseq(*build, tmp_path / "labels.parquet")
+    assert f"{tmp_path / 'labels.json'} exists already" in line
+    assert "--overwrite" in line
+    assert (tmp_path / "labels.json").read_text() == "{}"
+    assert "spacing_days" in ehrseq(*build, tmp_path / "a.parquet", "--spacing-days", 0)
+    assert "expected 1 to 36500 days" in ehrseq(
+        "task", "build", world.meds, "--task", "onset:ICD10CM//I10@99999999999", "--out", tmp_path / "a.parquet"
+    )
+    no_trace(tmp_path / "a.parquet")
+
+
+def test_the_options_of_task_build_are_the_cohort_rules(world, tmp_path):
+    arguments = ["task", "build", world.meds, "--task", "onset:ICD10CM//I10@365", "--out"]
+    for name, flags in (
+        ("default", []),
+        ("wide", ["--history-days", 100, "--spacing-days", 200, "--minimum-age-years", 30.5]),
+    ):
+        command = [sys.executable, "-m", "ehrsequencing", *map(str, (*arguments, tmp_path / f"{name}.parquet", *flags))]
+        subprocess.run(command, capture_output=True, check=True)
+    manifest = json.loads((tmp_path / "default.json").read_text())
+    assert manifest["options"] == asdict(CohortRules())
+    manifest = json.loads((tmp_path / "wide.json").read_text())
+    assert manifest["options"] == {"history_days": 100, "spacing_days": 200, "minimum_age_years": 30.5}
+
+
+def test_the_greatest_age_is_an_option(world, tmp_path):
+    line = ehrseq("prepare", world.meds, tmp_path / "store", "--max-age-years", 1)
+    assert "age" in line
+    no_trace(tmp_path / "store")
+
+
+def test_overwrite_spares_what_is_not_ours(world, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    for arguments in (("synth", tmp_path / "mine", "--subjects", 10), ("prepare", world.meds, tmp_path / "mine")):
+        line = ehrseq(*arguments, "--overwrite")
+        assert "mine exists already and is not" in line
+        assert "Remedy: choose another folder" in line
+    assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
 def test_one_class(world, tmp_path):

@@ -66,6 +66,9 @@ def prepare(
         Path | None, typer.Option("--vocabulary", help="Model folder or store whose vocabulary to use.")
     ] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Append this dataset's new codes to --vocabulary.")] = False,
+    max_age_years: Annotated[
+        float, typer.Option("--max-age-years", help="Events at greater ages are refused.")
+    ] = 125.0,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a MEDS dataset into a token store."""
@@ -79,6 +82,7 @@ def prepare(
             value_bins=value_bins,
             vocabulary_from=vocabulary,
             extend_vocabulary=extend,
+            max_age_years=max_age_years,
             overwrite=overwrite,
             progress=lambda done, total: update("prepare", done, total),
         )

@@ -20,14 +20,16 @@ def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     """Cast to `LABEL_SCHEMA` (absent value columns become null), sort by subject and time, and check.
 
     One row per (subject, prediction time); multi-label tasks one row per (subject, prediction time, category).
+    No value changes in a cast: identifiers are integers, `integer_value` holds whole numbers, and `boolean_value`
+    holds booleans or the numbers 0 and 1.
 
     Args:
         frame: Columns `subject_id`, `prediction_time` and at least one of the value columns.
         name: What the errors call the labels.
 
     Raises:
-        LabelError: a column is missing or of the wrong type, a row lacks subject, time or every value, rows are
-            duplicated, or there are none.
+        LabelError: a column is missing or of the wrong type, a value has no place in it, a row lacks
+            subject, time or every value, rows are duplicated, or there are none.
     """
     present = [column for column in VALUE_COLUMNS if column in frame.columns]
     missing = [column for column in ("subject_id", "prediction_time") if column not in frame.columns]
@@ -39,6 +41,7 @@ def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:
         )
     if frame.is_empty():
         raise LabelError(f"labels {name} are empty", got="0 rows", remedy="check the cohort rules of the task")
+    _refuse_lossy(frame, name)
     columns = []
     for column, wanted in LABEL_SCHEMA.items():
         if column not in frame.columns:
@@ -73,6 +76,36 @@ def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:
             f"labels {name} repeat a subject and prediction time", got=f"{repeated} repeated rows", expected="each once"
         )
     return labels.sort(key)
+
+
+def _refuse_lossy(frame: pl.DataFrame, name: str) -> None:
+    """Refuse values that a cast to `LABEL_SCHEMA` would change or invent."""
+    for column, expected in (
+        ("subject_id", "integers"),
+        ("boolean_value", "booleans, or the numbers 0 and 1"),
+        ("integer_value", "whole numbers"),
+        ("float_value", "numbers"),
+    ):
+        found = frame.schema.get(column, pl.Null())
+        if found == pl.Null:
+            continue
+        value, known = pl.col(column), pl.col(column).is_not_null()
+        number = found.is_integer() or found.is_float()
+        if column == "boolean_value":
+            wrong = pl.lit(False) if found == pl.Boolean else ((value != 0) & (value != 1)) if number else known
+        elif column == "subject_id":
+            wrong = pl.lit(False) if found.is_integer() else known
+        elif column == "integer_value" and found.is_float():
+            wrong = ~(value.is_finite() & (value == value.floor()))
+        else:
+            wrong = pl.lit(False) if number else known
+        bad = frame.select(column).with_row_index("row").filter(wrong & known)
+        if len(bad):
+            row, first = bad.row(0)
+            raise LabelError(
+                f"column {column} of labels {name} has {len(bad)} wrong values",
+                got=f"{first!r} ({found}) in row {row + 1}", expected=expected,
+            )  # fmt: skip
 
 
 def manifest_path(path: Path) -> Path:
@@ -117,22 +150,39 @@ def read_labels(path: str | Path) -> tuple[pl.DataFrame, dict[str, Any]]:
         LabelError: nothing there, not parquet, or see `validate_labels`.
     """
     path = Path(path)
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
-        raise LabelError(f"no labels at {path}", expected="a parquet file", remedy="make them with `ehrseq task build`")
-    try:
-        frame = pl.concat([pl.read_parquet(file) for file in files], how="diagonal_relaxed")
-    except (pl.exceptions.ComputeError, OSError) as problem:
-        raise LabelError(f"{path} is not readable parquet", got=str(problem).splitlines()[0]) from None
+    shards = []
+    for file in _files(path):
+        try:
+            frame = pl.read_parquet(file)
+        except (pl.exceptions.ComputeError, OSError) as problem:
+            raise LabelError(f"{file} is not readable parquet", got=str(problem).splitlines()[0]) from None
+        # Each shard by itself, and before types are made common: 1.5 in one shard must not excuse 1.0 in another.
+        name = path.stem if file == path else f"{path.name}/{file.relative_to(path)}"
+        if len(frame):
+            shards.append(validate_labels(frame, name))
+    labels = validate_labels(pl.concat(shards) if shards else frame, path.stem)
     manifest = manifest_path(path)
-    labels = validate_labels(frame, path.stem)
     return labels, read_json(manifest, LabelError) if manifest.exists() else {}
 
 
 def labels_hash(path: str | Path) -> str:
-    """Hash of a label file, or over the shards of a folder by name."""
+    """Hex BLAKE2b-256 digest of a label file; of a folder, one over the sorted names and hashes of its shards.
+
+    Raises:
+        LabelError: nothing there.
+    """
     path = Path(path)
-    if path.is_file():
+    files = _files(path)
+    if files == [path]:
         return hash_file(path)
-    shards = sorted(path.rglob("*.parquet"))
-    return hash_bytes(*(f"{shard.relative_to(path)} {hash_file(shard)}".encode() for shard in shards))
+    return hash_bytes(
+        *(part.encode() for file in files for part in (file.relative_to(path).as_posix(), hash_file(file)))
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    """The label file, or the shards of a folder in the order of their names."""
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise LabelError(f"no labels at {path}", expected="a parquet file", remedy="make them with `ehrseq task build`")
+    return files

@@ -15,6 +15,10 @@ from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, LAB
 from ehrsequencing.errors import ConfigError, LabelError
 from ehrsequencing.io import versions
 
+MAX_DAYS = 36_500
+"""Horizon, history and spacing are at most a century; longer ones would leave the range of dates."""
+MAX_MINIMUM_AGE = 150.0
+
 
 @dataclass(frozen=True)
 class TaskPattern:
@@ -41,19 +45,26 @@ class OnsetTask:
     Attributes:
         name: The task as written, for example "onset:ICD10CM//I50@365".
         codes: Prefixes; "ICD10CM//I50" matches "ICD10CM//I50.9".
-        horizon_days: The window is (prediction time, prediction time + horizon_days].
+        horizon_days: The window is (prediction time, prediction time + horizon_days]; 1 to `MAX_DAYS`.
+
+    Raises:
+        ConfigError: the horizon is out of range.
     """
 
     name: str
     codes: tuple[str, ...]
     horizon_days: int
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.horizon_days <= MAX_DAYS:
+            raise ConfigError(f"the horizon of task {self.name[:80]} is out of range", expected=f"1 to {MAX_DAYS} days")
+
 
 def parse_task(name: str) -> OnsetTask:
     """Read a task's name: one of `NAMED_TASKS`, or `onset:CODE[,CODE]@DAYS`.
 
     Raises:
-        ConfigError: neither of them, or no whole number of days above 0.
+        ConfigError: neither of them, or no whole number of days from 1 to `MAX_DAYS`.
 
     >>> parse_task("onset:ICD10CM//I50,ICD10CM//I11.0@365")
     OnsetTask(name='onset:ICD10CM//I50,ICD10CM//I11.0@365', codes=('ICD10CM//I50', 'ICD10CM//I11.0'), horizon_days=365)
@@ -66,7 +77,8 @@ def parse_task(name: str) -> OnsetTask:
             "unknown task", got=name, expected="onset:CODE[,CODE]@DAYS or " + ", ".join(NAMED_TASKS),
             remedy="see `ehrseq task list`; for example onset:ICD10CM//I50@365",
         )  # fmt: skip
-    return OnsetTask(name, codes, int(match["days"]))
+    # Python refuses to read numbers of thousands of digits; the first ten show that it is too large.
+    return OnsetTask(name, codes, int(match["days"][:10]))
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,10 @@ class CohortRules:
         history_days: The first prediction lies at least this long after the subject's first dated event.
         spacing_days: At least this long between two predictions of a subject.
         minimum_age_years: Age at prediction; above 0 it leaves out subjects of unknown age.
+
+    Raises:
+        ConfigError: history outside 0 to `MAX_DAYS`, spacing outside 1 to `MAX_DAYS`, or age outside 0 to
+            `MAX_MINIMUM_AGE`.
     """
 
     history_days: int = 365
@@ -84,10 +100,12 @@ class CohortRules:
     minimum_age_years: float = 18.0
 
     def __post_init__(self) -> None:
-        if self.history_days < 0 or self.spacing_days < 1 or not self.minimum_age_years >= 0:
+        days = 0 <= self.history_days <= MAX_DAYS and 1 <= self.spacing_days <= MAX_DAYS
+        if not days or not 0 <= self.minimum_age_years <= MAX_MINIMUM_AGE:
             raise ConfigError(
                 "cohort rules are out of range", got=asdict(self),
-                expected="history_days >= 0, spacing_days >= 1, minimum_age_years >= 0",
+                expected=f"history_days 0 to {MAX_DAYS}, spacing_days 1 to {MAX_DAYS}, "
+                f"minimum_age_years 0 to {MAX_MINIMUM_AGE:g}",
             )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def test_a_folder_that_is_no_model_is_never_replaced(mlm_folder, tmp_path):
     with pytest.raises(RunError, match="mine exists already and is not a model folder"):
         model.save_pretrained(mine)
     with pytest.raises(RunError, match="mine exists already and is not an adapter folder"):
-        save_lora_weights(apply_lora_to_behrt(model, rank=2), mine)
+        save_lora_weights(apply_lora_to_behrt(model, rank=2, freeze_base=False), mine)
     assert (mine / "config.json").read_text() == "{}"
 
 

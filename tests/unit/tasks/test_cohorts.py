@@ -264,8 +264,24 @@ def test_unknown_tasks(name):
         parse_task(name)
 
 
+@pytest.mark.parametrize("days", ["36501", "99999999999", "9" * 5000])
+def test_horizons_out_of_range(days):
+    with pytest.raises(ConfigError, match=r"horizon of task onset:I50@\d+ is out of range; expected 1 to 36500 days"):
+        parse_task(f"onset:I50@{days}")
+    assert parse_task("onset:I50@36500").horizon_days == 36500
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"history_days": -1}, {"spacing_days": 0}, {"minimum_age_years": -1}, {"minimum_age_years": float("nan")}]
+    "wrong",
+    [
+        {"history_days": -1},
+        {"history_days": 36_501},
+        {"spacing_days": 0},
+        {"spacing_days": 36_501},
+        {"minimum_age_years": -1},
+        {"minimum_age_years": 151},
+        {"minimum_age_years": float("nan")},
+    ],
 )
 def test_rules_out_of_range(wrong):
     with pytest.raises(ConfigError, match="cohort rules are out of range"):
