@@ -8,13 +8,12 @@ import argparse
 import warnings
 from pathlib import Path
 
-from ehrsequencing.data.synthetic import synthesise
-
 from ehrsequencing.cli.common import observed, progress_bars, say
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import write_labels
 from ehrsequencing.data.prepare import prepare
+from ehrsequencing.data.synthetic import synthesise
 from ehrsequencing.errors import EhrseqError
 from ehrsequencing.tasks.cohorts import build_labels, parse_task
 from ehrsequencing.tracking.report import write_report
@@ -111,6 +110,7 @@ def run_pretraining(args: argparse.Namespace, store: Path, out: Path) -> None:
 def run_adaptation(args: argparse.Namespace, store: Path, labels: Path, base: Path, out: Path) -> None:
     """LoRA on a pretrained run."""
     overrides = {**options(args), "method": "lora", "lora.rank": args.lora_rank}
+    del overrides["model.size"]  # the base's size holds
     with observed("finetune lora") as observer:
         finetune(
             store,

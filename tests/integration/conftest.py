@@ -4,12 +4,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ehrsequencing.data.synthetic import synthesise
 
 from ehrsequencing.config import PretrainConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import write_labels
 from ehrsequencing.data.prepare import prepare
+from ehrsequencing.data.synthetic import synthesise
 from ehrsequencing.tasks.cohorts import build_labels, parse_task
 from ehrsequencing.training.pretrain import pretrain
 
@@ -21,6 +21,8 @@ TINY = {
     "loop.device": "cpu",
     "optim.lr": 3e-3,
 }
+# Beside a base its architecture holds, and options of it are refused.
+ADAPT = {name: value for name, value in TINY.items() if not name.startswith("model.")}
 
 
 @pytest.fixture(scope="session")

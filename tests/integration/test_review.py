@@ -11,12 +11,11 @@ from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
 from ehrsequencing.errors import CheckpointError, ConfigError, LabelError, RunError
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
-from tests.integration.conftest import TINY
+from tests.integration.conftest import ADAPT, TINY
 
 
 def tuned(**overrides) -> FinetuneConfig:
-    options = {name: value for name, value in TINY.items() if not name.startswith("model.")}
-    return load_config(FinetuneConfig, overrides={**options, "loop.epochs": 1, **overrides})
+    return load_config(FinetuneConfig, overrides={**ADAPT, "loop.epochs": 1, **overrides})
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from ehrsequencing.models.behrt import BEHRTForMLM, BEHRTForSequenceClassificati
 from ehrsequencing.models.lora import load_lora_weights
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
-from tests.integration.conftest import TINY
+from tests.integration.conftest import ADAPT, TINY
 
 
 @pytest.fixture(scope="module")
 def adapted(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("lora") / "run"
-    config = load_config(FinetuneConfig, overrides={**TINY, "method": "lora"})
+    config = load_config(FinetuneConfig, overrides={**ADAPT, "method": "lora"})
     summary = finetune(world.store, world.labels, out, config, from_run=world.pretrained)
     return out, summary
 
@@ -119,7 +119,7 @@ def test_another_vocabulary_is_refused(world, tmp_path):
     from ehrsequencing.data.prepare import prepare
 
     prepare(world.meds, tmp_path / "store", value_bins=3)
-    config = load_config(FinetuneConfig, overrides=TINY)
+    config = load_config(FinetuneConfig, overrides=ADAPT)
     with pytest.raises(VocabularyMismatchError, match="vocabulary"):
         finetune(tmp_path / "store", world.labels, tmp_path / "run", config, from_run=world.pretrained)
 
@@ -133,7 +133,7 @@ def test_an_existing_run_is_never_overwritten_unasked(world):
 
 def test_a_loss_that_is_not_finite_fails_the_run_with_a_remedy(world, tmp_path):
     config = load_config(
-        PretrainConfig, overrides={**TINY, "optim.lr": 1.0, "optim.clip": 1e6, "optim.warmup_share": 0}
+        PretrainConfig, overrides={**ADAPT, "optim.lr": 1.0, "optim.clip": 1e6, "optim.warmup_share": 0}
     )
     base = BEHRTForMLM.from_pretrained(world.pretrained / "model")
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_a_new_site_extends_the_vocabulary(world, tmp_path):
     assert "SITE2//HYPERTENSION" in store.vocabulary.tokens[old.config.vocab_size :]
     labels = pl.read_parquet(world.labels)
     labels.write_parquet(tmp_path / "labels.parquet")
-    config = load_config(FinetuneConfig, overrides={**TINY, "method": "full", "loop.epochs": 1})
+    config = load_config(FinetuneConfig, overrides={**ADAPT, "method": "full", "loop.epochs": 1})
     summary = finetune(
         tmp_path / "store", tmp_path / "labels.parquet", tmp_path / "run", config, from_run=world.pretrained
     )
