@@ -72,9 +72,8 @@ def plan_start(
         RunError: `out` holds a run and neither `resume` nor `overwrite` was asked for, or a run of another kind.
     """
     out = out.resolve()
-    if from_run is not None and out in (from_run.resolve(), *from_run.resolve().parents):
-        raise ConfigError(f"--out {out} is or holds the run of --from", remedy="choose another --out")
     if from_run is not None:
+        _refuse_own_base(out, from_run.resolve())
         fixed = sorted(requested.model.model_fields_set - {"dropout", "attention_dropout", "pooling"})
         if fixed:
             raise ConfigError(
@@ -104,6 +103,11 @@ def plan_start(
             remedy="resume with the run's own options or with none, or start a new run",
         )
     return Start(out, requested, read_config(type(requested), out / "config.toml"), True, False)
+
+
+def _refuse_own_base(out: Path, base: Path) -> None:
+    if out in (base, *base.parents):
+        raise ConfigError(f"--out {out} is or holds the run of --from", remedy="choose another --out")
 
 
 def check_identity(start: Start[RunConfig], identity: Mapping[str, str]) -> None:
