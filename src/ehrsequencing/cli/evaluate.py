@@ -52,9 +52,11 @@ def print_table(metrics: dict) -> None:
     shown = [name for name in columns if name.rsplit("/", 1)[-1] in ("auroc", "auprc", "brier", "ece")]
     table = Table("model", *(name.rsplit("/", 1)[-1] for name in shown))
     for model, values in metrics.items():
+        if not any(name in values for name in shown):
+            continue
         cells = []
         for name in shown:
             entry = values.get(name)
-            cells.append("" if entry is None else f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]")
+            cells.append("" if entry is None else f"{entry['value']:.3f}\n[{entry['low']:.3f}, {entry['high']:.3f}]")
         table.add_row(model, *cells)
     Console().print(table)
