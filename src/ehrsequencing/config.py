@@ -90,14 +90,28 @@ class LoraOptions(_Strict):
         return self
 
 
+METHOD_LR = {"lora": 2e-3, "full": 5e-4}
+"""Peak learning rate where none is given: adapters start at zero and bear more, pretrained weights less."""
+
+
 class FinetuneConfig(_Strict):
-    """`ehrseq finetune`."""
+    """`ehrseq finetune`; `optim.lr` defaults to `METHOD_LR` of the method."""
 
     method: Literal["lora", "full", "probe", "scratch"] = "lora"
     lora: LoraOptions = Field(default_factory=LoraOptions)
     model: ModelOptions = Field(default_factory=ModelOptions)
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rate_of_method(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("optim", {}), dict):
+            return given
+        method = given.get("method", cls.model_fields["method"].default)
+        if not isinstance(method, str) or method not in METHOD_LR:
+            return given
+        return {**given, "optim": {"lr": METHOD_LR[method], **given.get("optim", {})}}
 
 
 AnyConfig = TypeVar("AnyConfig", bound=_Strict)
