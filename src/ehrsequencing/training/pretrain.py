@@ -194,7 +194,8 @@ def _write_report_data(
             "data": describe_store(store),
             "caveats": [
                 f"Figures are on {own['mlm/mlm_loss']['n']} tuning subjects, which also chose the best epoch.",
-                f"{config.mask_rate:.0%} of codes are masked; tuning masks are fixed, train masks redrawn each epoch.",
+                f"{config.mask_rate:.0%} of codes are chosen; tuning masks are fixed, train masks redrawn each epoch. "
+                "Figures count the codes hidden behind a mask, not those shown unchanged or replaced.",
             ],
         },
     )
