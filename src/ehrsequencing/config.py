@@ -90,8 +90,8 @@ class LoraOptions(_Strict):
         return self
 
 
-METHOD_LR = {"lora": 2e-3, "full": 5e-4}
-"""Peak learning rate where none is given: adapters start at zero and bear more, pretrained weights less."""
+METHOD_LR = {"full": 5e-4}
+"""Peak learning rate where none is given and `OptimOptions` has another: pretrained weights bear less."""
 
 
 class FinetuneConfig(_Strict):
@@ -103,15 +103,14 @@ class FinetuneConfig(_Strict):
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _learning_rate_of_method(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("optim", {}), dict):
-            return given
-        method = given.get("method", cls.model_fields["method"].default)
-        if not isinstance(method, str) or method not in METHOD_LR:
-            return given
-        return {**given, "optim": {"lr": METHOD_LR[method], **given.get("optim", {})}}
+    @model_validator(mode="after")
+    def _learning_rate_of_method(self) -> FinetuneConfig:
+        given = self.optim.model_fields_set
+        if "lr" not in given and self.method in METHOD_LR:
+            # A default stays a default: a resumption compares what was asked for, not what followed from it.
+            values = self.optim.model_dump() | {"lr": METHOD_LR[self.method]}
+            self.optim = OptimOptions.model_construct(_fields_set=set(given), **values)
+        return self
 
 
 AnyConfig = TypeVar("AnyConfig", bound=_Strict)
