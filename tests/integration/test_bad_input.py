@@ -125,6 +125,19 @@ def test_where_labels_may_go(world, tmp_path):
         "task", "build", world.meds, "--task", "onset:ICD10CM//I10@99999999999", "--out", tmp_path / "a.parquet"
     )
     no_trace(tmp_path / "a.parquet")
+    line = ehrseq(*build, world.meds / "data" / "train" / "z.parquet")
+    assert "overlaps the input" in line
+    no_trace(world.meds / "data" / "train" / "z.parquet")
+
+
+def test_options_without_effect(world, tmp_path):
+    finetune = ("finetune", world.store, world.labels, "--out", tmp_path / "out", "--method")
+    for method in ("scratch", "full", "probe"):
+        line = ehrseq(*finetune, method, "--from", world.pretrained, "--lora-rank", 8)
+        assert f"method {method} has no adapters" in line
+    assert "no adapters" in ehrseq(*finetune, "scratch", "--set", "lora.alpha=2")
+    assert "its fixed code book" in ehrseq("prepare", world.meds, tmp_path / "out", "--min-count", 5)
+    no_trace(tmp_path / "out")
 
 
 def test_the_options_of_task_build_are_the_cohort_rules(world, tmp_path):

@@ -160,3 +160,31 @@ def test_a_single_run_does_not_become_one_of_several(world, lora):
 def test_values_out_of_all_bounds(item):
     with pytest.raises(ConfigError, match=item.split("=")[0]):
         load_config(PretrainConfig, None, [item])
+
+
+def test_a_run_of_another_kind_is_not_resumed(world, lora, tmp_path):
+    with pytest.raises(RunError, match="holds a run of another kind; got finetune; expected pretrain"):
+        pretrain(world.store, lora, load_config(PretrainConfig), resume=True)
+    with pytest.raises(RunError, match="holds a run of another kind; got pretrain; expected finetune"):
+        finetune(world.store, world.labels, world.pretrained, load_config(FinetuneConfig), resume=True)
+
+
+def test_a_run_is_not_written_into_its_data(world, lora, tmp_path):
+    from contextlib import nullcontext
+
+    from ehrsequencing.benchmarks.compare import evaluate_run
+    from ehrsequencing.benchmarks.seeds import finetune_seeds
+
+    before = sorted(world.root.rglob("*"))
+    for inside in (world.store / "run", world.store / "train" / "run"):
+        with pytest.raises(ConfigError, match=f"the output {inside} overlaps the input {world.store}"):
+            pretrain(world.store, inside, load_config(PretrainConfig, overrides=TINY))
+        with pytest.raises(ConfigError, match="overlaps the input"):
+            finetune(world.store, world.labels, inside, tuned(), from_run=world.pretrained)
+        with pytest.raises(ConfigError, match="overlaps the input"):
+            finetune_seeds(world.store, world.labels, inside, tuned(), 2, observed=lambda name: nullcontext(None))
+    with pytest.raises(ConfigError, match="which is a MEDS dataset"):
+        pretrain(world.store, world.meds / "run", load_config(PretrainConfig, overrides=TINY))
+    with pytest.raises(ConfigError, match="which is a MEDS dataset"):
+        evaluate_run(world.meds / "run", world.store)
+    assert sorted(world.root.rglob("*")) == before

@@ -71,3 +71,14 @@ def test_the_learning_rate_follows_the_method_where_none_is_given(tmp_path, meth
 def test_a_wrong_table_or_method_is_still_named():
     with pytest.raises(ConfigError, match="method.*'lorra'.*optim"):
         load_config(FinetuneConfig, overrides={"method": "lorra", "optim": 3})
+
+
+@pytest.mark.parametrize("method", ["scratch", "full", "probe"])
+def test_adapter_options_without_adapters_are_refused(tmp_path, method):
+    for sets, flags in ((["lora.alpha=4"], {}), ([], {"lora.rank": 8})):
+        with pytest.raises(ConfigError, match=f"lora: .*method {method} has no adapters, so this would have no effect"):
+            load_config(FinetuneConfig, None, sets, {"method": method, **flags})
+    config = load_config(FinetuneConfig, overrides={"method": method})
+    write_config(tmp_path / "config.toml", config)
+    assert "lora" not in (tmp_path / "config.toml").read_text().replace("method", "")
+    assert read_config(FinetuneConfig, tmp_path / "config.toml") == config

@@ -13,6 +13,7 @@ import numpy as np
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import labels_hash, read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
@@ -357,6 +358,7 @@ def evaluate_run(
         The run's summary with held-out metrics of every model.
     """
     run = Path(run)
+    refuse_in_data(run)
     metadata = read_json(run / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
     if metadata.get("kind") != "finetune":
         raise RunError(

@@ -98,8 +98,18 @@ class MedsWriter:
         pq.write_table(table, path, compression="zstd")
 
     def write_labels(self, name: str, frame: pl.DataFrame, manifest: dict[str, Any]) -> None:
-        """Write `labels/NAME.parquet` and its manifest; see `labels.write_labels`."""
-        write_labels(self.folder / "labels" / f"{name}.parquet", frame, manifest)
+        """Write `labels/NAME.parquet` and its manifest, after `finish`; see `labels.write_labels`.
+
+        The manifest also gets "dataset", the source and fingerprint by which a store of another dataset is told.
+
+        Raises:
+            DataError: `finish` was not called yet, so the dataset has no fingerprint.
+        """
+        if not (self.folder / DATASET_FILE).exists():
+            raise DataError(f"labels {name} of an unfinished dataset", remedy="call MedsWriter.finish before")
+        dataset = MedsDataset.open(self.folder)
+        origin = {"source": dataset.manifest["source"], "fingerprint": dataset.fingerprint}
+        write_labels(self.folder / "labels" / f"{name}.parquet", frame, {**manifest, "dataset": origin})
 
     def write_file(self, relative: str, content: bytes) -> None:
         """Write any other file of the dataset, for example latent states for an oracle."""

@@ -48,6 +48,19 @@ def normalise_time(frame: Frame, column: str, where: str) -> Frame:
     return frame.with_columns(time.cast(pl.Datetime("us")))
 
 
+def refuse_too_large(events: pl.LazyFrame, where: str) -> None:
+    """DataError where a number of float64 has no place in the float32 of `EVENT_SCHEMA`; names a code and its value."""
+    value = pl.col("numeric_value")
+    lost = value.is_finite() & value.cast(pl.Float32).is_infinite()
+    found = events.filter(lost).select(pl.col("code").cast(pl.String), "numeric_value").collect()
+    if len(found):
+        code, first = found.row(0)
+        raise DataError(
+            f"{where} has values too large for float32", got=f"{len(found)}, the first {first:g} of code {code}",
+            expected="magnitudes up to 3.4e38", remedy="correct them, or make them null where they stand for missing",
+        )  # fmt: skip
+
+
 def normalise_events(events: pl.LazyFrame, where: str) -> pl.LazyFrame:
     """Bring events to `EVENT_SCHEMA`: cast what can be, add missing optional columns as null, drop extra ones.
 
@@ -56,7 +69,8 @@ def normalise_events(events: pl.LazyFrame, where: str) -> pl.LazyFrame:
         where: The file, for errors.
 
     Raises:
-        DataError: a required column is missing, a column has the wrong type, or a time does not parse.
+        DataError: a required column is missing, a column has the wrong type, a time does not parse, or a number is
+            too large for float32.
 
     >>> frame = pl.LazyFrame({"subject_id": [1], "time": ["2020-01-31"], "code": ["A"], "ward": ["x"]})
     >>> normalise_events(frame, "a frame").collect().row(0)
@@ -82,6 +96,8 @@ def normalise_events(events: pl.LazyFrame, where: str) -> pl.LazyFrame:
             fits = column != "code" or got in (pl.String, pl.Categorical, pl.Enum)
         if not fits and got != pl.Null:
             raise DataError(f"column {column} of {where} has the wrong type", got=got, expected=wanted)
+        if wanted == pl.Float32 and got == pl.Float64:
+            refuse_too_large(events, where)
         columns.append(pl.col(column).cast(wanted))
     return events.select(columns)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ehrsequencing.config import FinetuneConfig
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import labels_hash, read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
@@ -83,7 +84,7 @@ def finetune(
         The summary that is also written to `summary.json` (tuning metrics only).
 
     Raises:
-        ConfigError: the method and `from_run` do not fit.
+        ConfigError: the method and `from_run` do not fit, or `out` overlaps store or labels or lies in a dataset.
         LabelError: no label in train or tuning, or a single class.
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
@@ -100,6 +101,7 @@ def finetune(
             got=f"--from {from_run}",
             remedy="leave out --from, or --method full",
         )
+    refuse_in_data(out, store_path, labels_path)
     store = TokenStore.open(store_path).verify()
     labels, manifest = read_labels(labels_path)
     check_origin(store, manifest, str(labels_path))

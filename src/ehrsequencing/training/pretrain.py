@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrsequencing.config import PretrainConfig
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import DataError
@@ -69,10 +70,12 @@ def pretrain(
         The summary that is also written to `summary.json`.
 
     Raises:
+        ConfigError: `out` overlaps the store, or lies in another one or a dataset.
         DataError: train or tuning has no subject.
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
     observer = observer or Observer()
+    refuse_in_data(out, store_path)
     store = TokenStore.open(store_path).verify()
     for split in ("train", "tuning"):
         if len(store.split(split)) == 0:

@@ -82,6 +82,11 @@ def plan_start(
                 remedy="leave them out, or train from scratch",
             )
     metadata = read_json(out / "metadata.json") if resume and (out / "metadata.json").is_file() else {}
+    kind = "pretrain" if isinstance(requested, PretrainConfig) else "finetune"
+    if metadata.get("kind", kind) != kind:
+        raise RunError(
+            f"{out} holds a run of another kind", got=metadata["kind"], expected=kind, remedy="choose another --out"
+        )
     stored = metadata.get("requested")
     if metadata and stored is None and (out / "arms").is_dir():
         raise RunError(f"{out} holds several trainings", remedy="resume it with the --seeds it was started with")
