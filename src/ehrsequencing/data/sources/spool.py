@@ -200,10 +200,10 @@ class EventSpool:
 
     def _note_codes(self, events: pl.DataFrame) -> None:
         self._book.append(
-            _merge_codes(events.select("code", "kind", "description", numeric=pl.col("numeric_value").is_not_null()))
+            merge_codes(events.select("code", "kind", "description", numeric=pl.col("numeric_value").is_not_null()))
         )
         if sum(map(len, self._book)) > BOOK_ROWS:
-            self._book = [_merge_codes(pl.concat(self._book))]
+            self._book = [merge_codes(pl.concat(self._book))]
 
     def _append(self, shard: int, rows: pl.DataFrame) -> None:
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -220,7 +220,7 @@ class EventSpool:
         """Columns `code`, `kind`, `description`, `numeric` of every code taken so far; the first table's word counts."""
         if not self._book:
             raise DataError("no table has an event", expected="at least one")
-        return _merge_codes(pl.concat(self._book)).sort("code")
+        return merge_codes(pl.concat(self._book)).sort("code")
 
     def write(self, writer: MedsWriter, finish: Callable[[pl.DataFrame], pl.DataFrame] | None = None) -> dict[str, Any]:
         """Write every shard, then remove the temporary files.
@@ -288,7 +288,8 @@ def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, 
     }
 
 
-def _merge_codes(rows: pl.DataFrame) -> pl.DataFrame:
+def merge_codes(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row per code: the first kind and description, numeric where any is."""
     return rows.group_by("code", maintain_order=True).agg(
         pl.col("kind").first(), pl.col("description").drop_nulls().first(), pl.col("numeric").any()
     )
