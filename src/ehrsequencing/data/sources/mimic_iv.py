@@ -5,31 +5,29 @@ Source: Johnson et al. 2023, doi:10.1038/s41597-022-01899-x; https://mimic.mit.e
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from ehrsequencing.data.dataset import OBSERVATION_FILE, MedsWriter
+from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.mimic_iv_tables import SPECS, Context, end_of_day
-from ehrsequencing.data.sources.spool import EventSpool, event, named, summary
-from ehrsequencing.data.sources.tables import Piece, Table, find_tables, require_tables
+from ehrsequencing.data.sources.spool import EventSpool, event, named, summary, write_observation_end
+from ehrsequencing.data.sources.tables import Kind, Piece, Table, find_tables, require_tables
 from ehrsequencing.errors import DataError
 
 FOLLOW_UP_DAYS = 365
-PATIENTS = {"subject_id": "id", "gender": "text", "anchor_age": "id", "anchor_year": "id"}
-ADMISSIONS = {
+PATIENTS: dict[str, Kind] = {"subject_id": "id", "gender": "text", "anchor_age": "id", "anchor_year": "id"}
+ADMISSIONS: dict[str, Kind] = {
     "subject_id": "id", "hadm_id": "id", "admittime": "time", "dischtime": "time", "admission_type": "text",
 }  # fmt: skip
-ADMISSIONS_OPTIONAL = {
+ADMISSIONS_OPTIONAL: dict[str, Kind] = {
     "deathtime": "time", "admission_location": "text", "discharge_location": "text", "insurance": "text",
     "language": "text", "marital_status": "text", "race": "text", "edregtime": "time", "edouttime": "time",
 }  # fmt: skip
 ATTRIBUTES = {"race": "RACE", "language": "LANGUAGE", "marital_status": "MARITAL_STATUS", "insurance": "INSURANCE"}
-DICTIONARIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+DICTIONARIES: dict[str, tuple[dict[str, Kind], dict[str, Kind]]] = {
     "hosp/d_labitems": ({"itemid": "id", "label": "text"}, {"fluid": "text", "loinc_code": "text"}),
     "hosp/d_icd_diagnoses": ({"icd_code": "text", "icd_version": "id", "long_title": "text"}, {}),
     "hosp/d_icd_procedures": ({"icd_code": "text", "icd_version": "id", "long_title": "text"}, {}),
@@ -48,10 +46,10 @@ NOTES = [
     "metadata/observation.parquet: deaths are published up to one year after the last discharge, so observation ends "
     "365 days after it. Admissions to other hospitals, and after the end of data collection, are unseen.",
     "visit_id is hadm_id; events outside an admission have none and form a visit per calendar day.",
-    "Race, language, marital status and insurance are dated at the admission that first states them or states another.",
+    "Race, language, marital status and insurance are dated at the admission that states them first or anew.",
     "ICD codes carry the publisher's dots again. Prescriptions are named by drug, since NDC numbers tell apart package "
-    "and manufacturer. Laboratory codes are LAB//itemid//unit, or LOINC where the dictionary gives it; abnormal results "
-    "have a second event, LAB_FLAG//itemid//abnormal.",
+    "and manufacturer. Laboratory codes are LAB//itemid//unit, or LOINC where the dictionary gives it; abnormal "
+    "results have a second event, LAB_FLAG//itemid//abnormal.",
     "text_value is the result as written where it is no number.",
 ]  # fmt: skip
 
@@ -100,7 +98,7 @@ def load(
         codes = spool.book()
         written = spool.write(writer)
         codes = codes.join(written["events_by_code"], on="code", how="semi")
-        writer.write_file(str(OBSERVATION_FILE), _observation(admissions.rows, subjects))
+        write_observation_end(writer, _observation(admissions.rows, subjects))
         writer.finish(
             codes,
             source="mimic-iv",
@@ -201,15 +199,16 @@ def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[s
     def of_visit(code: pl.Expr, time: str, kind: str = "encounter", where: pl.Expr | None = None) -> pl.DataFrame:
         return event(visits, code, pl.col(time), kind, visit="hadm_id", where=where)
 
+    kind_and_origin = [pl.col(column).fill_null("UNKNOWN") for column in ("admission_type", "admission_location")]
     spool.add(
         admissions,
         of_visit(pl.lit("ED_REGISTRATION"), "edregtime", where=pl.col("edregtime").is_not_null()),
         of_visit(pl.lit("ED_OUT"), "edouttime", where=pl.col("edouttime").is_not_null()),
-        of_visit(
-            named("HOSPITAL_ADMISSION", *(pl.col(c).fill_null("UNKNOWN") for c in ("admission_type", "admission_location"))),
-            "admittime",
+        of_visit(named("HOSPITAL_ADMISSION", *kind_and_origin), "admittime"),
+        *(
+            of_visit(named(prefix, column), "admittime", "demographic", _changed(column))
+            for column, prefix in ATTRIBUTES.items()
         ),
-        *(of_visit(named(prefix, column), "admittime", "demographic", _changed(column)) for column, prefix in ATTRIBUTES.items()),
         of_visit(named("HOSPITAL_DISCHARGE", pl.col("discharge_location").fill_null("UNKNOWN")), "discharged"),
         no_time="admission or discharge without a time, or discharge before admission",
     )
@@ -224,16 +223,17 @@ def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[s
 
 
 def _changed(column: str) -> pl.Expr:
-    """Whether an admission states a value that the subject's earlier admissions did not state last."""
+    """Whether an admission states another value than the one that the subject's earlier admissions stated last."""
     stated = pl.when(~pl.col(column).is_in(MISSING)).then(pl.col(column))
     before = stated.forward_fill().shift(1).over("subject_id")
     return (stated.is_not_null() & stated.ne_missing(before)).fill_null(False)
 
 
-def _observation(admissions: pl.DataFrame, subjects: pl.DataFrame) -> bytes:
+def _observation(admissions: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
     """`metadata/observation.parquet`: 365 days after the last discharge."""
-    last = admissions.join(subjects, on="subject_id", how="semi").group_by("subject_id").agg(pl.col("discharged").max())
-    ends = last.drop_nulls().select("subject_id", observation_end=pl.col("discharged") + pl.duration(days=FOLLOW_UP_DAYS))
-    buffer = io.BytesIO()
-    ends.sort("subject_id").write_parquet(buffer)
-    return buffer.getvalue()
+    known = admissions.join(subjects, on="subject_id", how="semi")
+    last = known.group_by("subject_id").agg(pl.col("discharged").max())
+    ends = last.drop_nulls().select(
+        "subject_id", observation_end=pl.col("discharged") + pl.duration(days=FOLLOW_UP_DAYS)
+    )
+    return ends.sort("subject_id")

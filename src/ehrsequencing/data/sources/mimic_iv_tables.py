@@ -74,7 +74,9 @@ def dotted(code: pl.Expr, version: pl.Expr, *, procedure: bool = False) -> pl.Ex
 def _number(column: str) -> pl.Expr:
     """A number written as text, thousands parted by commas; null where it is none, such as a range."""
     text = pl.col(column)
-    plain = pl.when(text.str.contains(r"^\d{1,3}(,\d{3})+(\.\d+)?$")).then(text.str.replace_all(",", "")).otherwise(text)
+    plain = (
+        pl.when(text.str.contains(r"^\d{1,3}(,\d{3})+(\.\d+)?$")).then(text.str.replace_all(",", "")).otherwise(text)
+    )
     number = plain.cast(pl.Float32, strict=False)
     return pl.when(number.is_finite()).then(number)
 
@@ -94,7 +96,9 @@ def _services(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
 
 def _billed(table: str, kind: str) -> Callable[[pl.DataFrame, Context], list[pl.DataFrame]]:
     def events(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
-        rows = context.described(context.at_discharge(rows), f"hosp/d_icd_{table}", ["icd_code", "icd_version"], ["long_title"])
+        rows = context.described(
+            context.at_discharge(rows), f"hosp/d_icd_{table}", ["icd_code", "icd_version"], ["long_title"]
+        )
         code = dotted(pl.col("icd_code"), pl.col("icd_version"), procedure=kind == "procedure")
         return [event(rows, code, pl.col("discharged"), kind, visit=VISIT, description=pl.col("long_title"))]
 
@@ -139,7 +143,9 @@ def _labs(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
 
 
 def _microbiology(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
-    parts = [pl.col(column).str.replace_all(r"\s+", " ") for column in ("test_name", "org_name", "ab_name", "interpretation")]
+    parts = [
+        pl.col(column).str.replace_all(r"\s+", " ") for column in ("test_name", "org_name", "ab_name", "interpretation")
+    ]
     code = pl.when(pl.col("test_name").is_not_null()).then(
         pl.concat_str([pl.lit("MICROBIOLOGY"), *parts], separator="//", ignore_nulls=True)
     )
@@ -166,15 +172,17 @@ def _emar(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
 def _omr(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
     """A blood pressure, 110/70, becomes two numbers."""
     pair = pl.col("result_value").str.extract_groups(r"^(\d+)/(\d+)$")
-    rows = rows.with_columns(upper=pair.struct[0].cast(pl.Float32), lower=pair.struct[1].cast(pl.Float32))
-    is_pair, number, time = pl.col("upper").is_not_null(), _number("result_value"), end_of_day("chartdate")
+    rows = rows.with_columns(SYSTOLIC=pair.struct[0].cast(pl.Float32), DIASTOLIC=pair.struct[1].cast(pl.Float32))
+    is_pair, number, time = pl.col("SYSTOLIC").is_not_null(), _number("result_value"), end_of_day("chartdate")
     return [
         event(
             rows, named("OMR", "result_name"), time, "vital", where=~is_pair, value=number,
             text=_unless(number, "result_value"),
         ),
-        event(rows, named("OMR", "result_name", pl.lit("SYSTOLIC")), time, "vital", where=is_pair, value=pl.col("upper")),
-        event(rows, named("OMR", "result_name", pl.lit("DIASTOLIC")), time, "vital", where=is_pair, value=pl.col("lower")),
+        *(
+            event(rows, named("OMR", "result_name", pl.lit(part)), time, "vital", where=is_pair, value=pl.col(part))
+            for part in ("SYSTOLIC", "DIASTOLIC")
+        ),
     ]  # fmt: skip
 
 

@@ -5,14 +5,13 @@ Source: OHDSI, https://ohdsi.github.io/CommonDataModel/cdm53.html and cdm54.html
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 
-from ehrsequencing.data.dataset import OBSERVATION_FILE, MedsWriter
+from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import DEATH_CODE
 from ehrsequencing.data.sources.omop_concepts import (
     PLACEHOLDER,
@@ -34,7 +33,14 @@ from ehrsequencing.data.sources.omop_tables import (
     person_events,
     with_times,
 )
-from ehrsequencing.data.sources.spool import DATE_ONLY, MIDNIGHT, EventSpool, merge_codes, summary
+from ehrsequencing.data.sources.spool import (
+    DATE_ONLY,
+    MIDNIGHT,
+    EventSpool,
+    merge_codes,
+    summary,
+    write_observation_end,
+)
 from ehrsequencing.data.sources.tables import Piece, Table, find_tables, require_tables
 from ehrsequencing.errors import DataError
 
@@ -46,10 +52,10 @@ NOTES = [
     "Events are stamped at their start. Where no table has a time of day, all events of a day carry its midnight and "
     "are known on that day; where some have one, events known by date only are stamped at the end of the day (starts "
     "of visits at its beginning).",
-    "Visits of concepts 9201, 262 and 8717, and with concept_ancestor of what descends from them, are stays in hospital: "
+    "Visits of concepts 9201, 262 and 8717, and with concept_ancestor of what descends from them, are stays: "
     "HOSPITAL_ADMISSION//VISIT and HOSPITAL_DISCHARGE//DESTINATION (UNKNOWN where it is not stated). Other visits have "
     "their own code, such as VISIT//OP, at their start.",
-    "visit_id is visit_occurrence_id where the table visit_occurrence has it; other events form a visit per calendar day.",
+    "visit_id is visit_occurrence_id where visit_occurrence has it; other events form a visit per calendar day.",
     "MEDS_BIRTH is at the beginning of the day of birth; an unknown month or day is the first. MEDS_DEATH is the "
     "earliest date of death.",
     "metadata/observation.parquet: the end of the last observation period; gaps between periods are not marked.",
@@ -105,9 +111,7 @@ def load(
         written = spool.write(writer, finish)
         codes = _code_table(book, finish.codes).join(written["events_by_code"], on="code", how="semi")
         if ends is not None:
-            buffer = io.BytesIO()
-            ends.write_parquet(buffer)
-            writer.write_file(str(OBSERVATION_FILE), buffer.getvalue())
+            write_observation_end(writer, ends)
         writer.finish(
             codes,
             source="omop",
@@ -139,7 +143,7 @@ def _subjects(people: Piece) -> pl.DataFrame:
 
 
 def _add(spool: EventSpool, table: Table, spec: Spec, inpatient: frozenset[int], referred: set[int]) -> bool:
-    """Take a table's events; add the concepts of its units and values to `referred`, tell whether it has times of day."""
+    """Take a table's events and note the concepts of its units and values; tell whether it has times of day."""
     timed = False
     spool.account(spec.name)
     for piece in table.read(spec.required, spec.optional, spool.advance):

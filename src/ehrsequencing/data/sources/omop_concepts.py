@@ -73,15 +73,21 @@ def resolution(codes: pl.Series, concepts: pl.DataFrame) -> pl.DataFrame:
     >>> resolution(pl.Series(["HOSPITAL_ADMISSION//OMOP//9201", "OMOP//1", "MEDS_BIRTH"]), concepts).rows()
     [('HOSPITAL_ADMISSION//OMOP//9201', 'HOSPITAL_ADMISSION//VISIT//IP', 'Inpatient Visit')]
     """
-    parts = codes.alias("code").to_frame().with_columns(
-        before=pl.col("code").str.extract(r"^(.*?)OMOP//\d+$"),
-        concept_id=pl.col("code").str.extract(r"OMOP//(\d+)$").cast(pl.Int64),
+    parts = (
+        codes.alias("code")
+        .to_frame()
+        .with_columns(
+            before=pl.col("code").str.extract(r"^(.*?)OMOP//\d+$"),
+            concept_id=pl.col("code").str.extract(r"OMOP//(\d+)$").cast(pl.Int64),
+        )
     )
     joined = parts.join(concepts.rename({"code": "found"}), on="concept_id", how="inner", maintain_order="left")
     return joined.select("code", resolved=pl.concat_str("before", "found"), name="name")
 
 
-def inpatient_concepts(ancestors: Table | None, roots: frozenset[int], advance: Advance | None = None) -> frozenset[int]:
+def inpatient_concepts(
+    ancestors: Table | None, roots: frozenset[int], advance: Advance | None = None
+) -> frozenset[int]:
     """Visit concepts that are stays in hospital: the roots and, with `concept_ancestor`, what descends from them."""
     if ancestors is None:
         return roots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehrsequencing.data.dataset import MedsWriter
+from ehrsequencing.data.dataset import OBSERVATION_FILE, MedsWriter
 from ehrsequencing.data.schema import (
     BIRTH_CODE,
     DAYS_PER_YEAR,
@@ -179,7 +180,7 @@ class EventSpool:
             self._append(int(shard), rows.select(*SPOOL_SCHEMA))
 
     def _with_subjects(self, events: pl.DataFrame) -> pl.DataFrame:
-        """Add `shard` and `birth`, null for subjects that are not registered; bisection, since there may be millions."""
+        """Add `shard` and `birth`, null for subjects unknown; bisection, since there may be millions."""
         known = self._subjects["subject_id"].to_numpy()
         wanted = events["subject_id"].fill_null(-1).to_numpy()
         place = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
@@ -217,7 +218,7 @@ class EventSpool:
         return self.folder / f"{shard}.arrows"
 
     def book(self) -> pl.DataFrame:
-        """Columns `code`, `kind`, `description`, `numeric` of every code taken so far; the first table's word counts."""
+        """Columns `code`, `kind`, `description`, `numeric` of every code taken so far; the first table decides."""
         if not self._book:
             raise DataError("no table has an event", expected="at least one")
         return merge_codes(pl.concat(self._book)).sort("code")
@@ -273,9 +274,7 @@ def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, 
     for name, account in spool.tables.items():
         dropped.update(account["dropped"])
         tables[name] = {"rows": account["rows"], "events": account["events"]}
-        tables[name] |= {
-            key: dict(sorted(account[key].items())) for key in ("dropped", "unreadable") if account[key]
-        }
+        tables[name] |= {key: dict(sorted(account[key].items())) for key in ("dropped", "unreadable") if account[key]}
     kinds = written["events_by_code"].join(codes, on="code").group_by("kind").agg(pl.col("len").sum()).sort("kind")
     return {
         "visits": written["visits"],
@@ -286,6 +285,13 @@ def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, 
         "tables": tables,
         **further,
     }
+
+
+def write_observation_end(writer: MedsWriter, ends: pl.DataFrame) -> None:
+    """Write `metadata/observation.parquet`: columns `subject_id`, `observation_end` (Datetime us)."""
+    buffer = io.BytesIO()
+    ends.write_parquet(buffer)
+    writer.write_file(str(OBSERVATION_FILE), buffer.getvalue())
 
 
 def merge_codes(rows: pl.DataFrame) -> pl.DataFrame:
@@ -304,7 +310,9 @@ def _shards(subjects: pl.DataFrame, total: int) -> pl.DataFrame:
         rows = ordered.filter(pl.col("split") == split)
         count = min(len(rows), max(1, round(total * len(rows) / max(len(ordered), 1))))
         number = np.arange(len(rows)) * count // max(len(rows), 1)
-        parts.append(rows.with_columns(number=pl.Series(number, dtype=pl.Int64), shard=pl.Series(number + first, dtype=pl.Int64)))
+        parts.append(
+            rows.with_columns(number=pl.Series(number, dtype=pl.Int64), shard=pl.Series(number + first, dtype=pl.Int64))
+        )
         first += count
     return pl.concat(parts)
 

@@ -1,4 +1,4 @@
-"""Tables of raw records: CSV, CSV.gz or parquet, read in pieces; columns typed, problems named by file, row and value."""
+"""Tables of raw records: CSV, CSV.gz or parquet, in pieces of typed columns; problems are named by file and row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import polars as pl
 import pyarrow as pa
@@ -101,7 +101,10 @@ class Table:
     def whole(self, required: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None) -> Piece:
         """All rows in one piece, for small tables."""
         pieces = list(self.read(required, optional))
-        schema = {"row": pl.Int64(), **{column: TYPES[kind] for column, kind in {**required, **(optional or {})}.items()}}
+        schema = {
+            "row": pl.Int64(),
+            **{column: TYPES[kind] for column, kind in {**required, **(optional or {})}.items()},
+        }
         rows = pl.concat([piece.rows for piece in pieces]) if pieces else pl.DataFrame(schema=schema)
         unreadable: dict[str, int] = {}
         for piece in pieces:
@@ -113,7 +116,7 @@ class Table:
         columns, unreadable = [raw["row"].cast(pl.Int64)], {}
         for column, kind in wanted.items():
             if column not in raw.columns:
-                columns.append(pl.Series(column, [None], dtype=TYPES[kind]).new_from_index(0, len(raw)))
+                columns.append(_empty(column, kind, len(raw)))
                 continue
             values = raw[column]
             if kind == "number":
@@ -134,7 +137,9 @@ def find_tables(folder: Path) -> dict[str, Table]:
         DataError: the folder is missing, or a table is there twice.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is missing" if not folder.exists() else f"{folder} is no folder", expected="a folder")
+        raise DataError(
+            f"{folder} is missing" if not folder.exists() else f"{folder} is no folder", expected="a folder"
+        )
     found: dict[str, list[tuple[Path, ...]]] = {}
     for path in sorted(folder.iterdir()):
         name = _table_name(path)
@@ -266,17 +271,22 @@ def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
 def _refuse(bad: pl.Series, values: pl.Series, file: Path, row: pl.Series, kind: Kind) -> None:
     if not bad.any():
         return
-    first = bad.arg_max()
-    expected = {
-        "id": "whole numbers such as 17 or 17.0",
-        "time": "times such as 2020-01-31 08:00:00 or 2020-01-31",
-        "text": "text",
-    }
+    first = bad.arg_true()[0]
     raise DataError(
-        f"column {values.name} of {file} has {int(bad.sum())} values that are no {'identifiers' if kind == 'id' else kind + 's'}",
+        f"column {values.name} of {file} has {int(bad.sum())} values that are no "
+        + ("whole numbers" if kind == "id" else "times"),
         got=f"{values[first]!r} in row {row[first]}",
-        expected=expected[kind],
+        expected="such as 17 or 17.0" if kind == "id" else "such as 2020-01-31 08:00:00 or 2020-01-31",
     )
+
+
+def _empty(name: str, kind: Kind, length: int) -> pl.Series:
+    return pl.Series(name, [None], dtype=TYPES[kind]).new_from_index(0, length)
+
+
+def _none(values: pl.Series) -> pl.Series:
+    """No value is bad."""
+    return pl.repeat(False, len(values), eager=True)
 
 
 def _stripped(values: pl.Series) -> pl.Series:
@@ -294,20 +304,22 @@ def _identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
         exact = (values == values.round()) & (values.abs() <= MAX_EXACT_FLOAT)
         return values.set(~exact, None).cast(pl.Int64), ~exact.fill_null(True)
     if values.dtype == pl.String:
+        typed = values.cast(pl.Int64, strict=False)
+        if typed.null_count() == values.null_count():
+            return typed, _none(values)
         text = _stripped(values)
-        typed = text.cast(pl.Int64, strict=False)
-        if typed.null_count() > text.null_count():
-            typed = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+        typed = text.str.replace(r"^(-?\d+)\.0*$", "$1").cast(pl.Int64, strict=False)
         return typed, typed.is_null() & text.is_not_null()
-    typed = pl.Series(values.name, [None], dtype=pl.Int64).new_from_index(0, len(values))
-    return typed, values.is_not_null()
+    return _empty(values.name, "id", len(values)), values.is_not_null()
 
 
 def _times(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     if values.dtype == pl.String:
+        typed = values.str.to_datetime(TIME_FORMATS[0], time_unit="us", strict=False)
+        if typed.null_count() == values.null_count():
+            return typed, _none(values)
         text = _stripped(values)
-        typed = text.str.to_datetime(TIME_FORMATS[0], time_unit="us", strict=False)
-        for form in (*TIME_FORMATS[1:], *ZONED_FORMATS):
+        for form in (*TIME_FORMATS, *ZONED_FORMATS):
             if typed.null_count() == text.null_count():
                 break
             other = text.str.to_datetime(form, time_unit="us", strict=False)
@@ -318,18 +330,17 @@ def _times(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     if isinstance(values.dtype, pl.Datetime):
         if values.dtype.time_zone is not None:
             values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        return values.cast(pl.Datetime("us")), pl.repeat(False, len(values), eager=True)
+        return values.cast(pl.Datetime("us")), _none(values)
     if values.dtype in (pl.Date, pl.Null):
-        return values.cast(pl.Datetime("us")), pl.repeat(False, len(values), eager=True)
-    typed = pl.Series(values.name, [None], dtype=pl.Datetime("us")).new_from_index(0, len(values))
-    return typed, values.is_not_null()
+        return values.cast(pl.Datetime("us")), _none(values)
+    return _empty(values.name, "time", len(values)), values.is_not_null()
 
 
 def _numbers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     given = _stripped(values) if values.dtype == pl.String else values
     number = given.cast(pl.Float64, strict=False)
     missing = given.is_null()
-    if not values.dtype == pl.String:
+    if values.dtype != pl.String:
         missing |= number.is_nan().fill_null(False)
     fits = (number.abs() <= MAX_FLOAT32).fill_null(False) & number.is_not_nan().fill_null(False)
     return number.set(~fits, None), ~fits & ~missing
@@ -337,4 +348,4 @@ def _numbers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 def _texts(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     typed = _stripped(values.cast(pl.String, strict=False))
-    return typed, pl.repeat(False, len(values), eager=True)
+    return typed, _none(values)
