@@ -154,8 +154,13 @@ def _subjects(patients: Piece) -> pl.DataFrame:
         )  # fmt: skip
     if rows.is_empty():
         raise DataError(f"{patients.file} has no subject", expected="one row per subject")
+    return rows.select("subject_id", birth=_birth())
+
+
+def _birth() -> pl.Expr:
+    """1 January of the year of birth; null where it is unknown or no year."""
     year = pl.col("anchor_year") - pl.col("anchor_age")
-    return rows.select("subject_id", birth=pl.datetime(year, 1, 1, time_unit="us"))
+    return pl.datetime(pl.when(year.is_between(1, 9999)).then(year), 1, 1, time_unit="us")
 
 
 def _admissions(tables: dict[str, Table]) -> Piece:
@@ -183,11 +188,10 @@ def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[s
         on="subject_id", how="left", maintain_order="left",
     )  # fmt: skip
     rows = rows.with_columns(died=pl.coalesce("deathtime", end_of_day("dod")))
-    birth = pl.datetime(pl.col("anchor_year") - pl.col("anchor_age"), 1, 1, time_unit="us")
-    no_anchor = pl.col("anchor_year").is_null() | pl.col("anchor_age").is_null()
+    birth = _birth()
     spool.add(
         Piece(patients.table, patients.file, rows),
-        event(rows, pl.lit(BIRTH_CODE), birth, "demographic", description=pl.lit("Birth"), where=~no_anchor),
+        event(rows, pl.lit(BIRTH_CODE), birth, "demographic", description=pl.lit("Birth"), where=birth.is_not_null()),
         event(rows, named("GENDER", "gender"), None, "demographic", where=pl.col("gender").is_not_null()),
         event(
             rows, pl.lit(DEATH_CODE), pl.col("died"), "demographic", visit="died_in", description=pl.lit("Death"),

@@ -47,7 +47,7 @@ class Spec:
 def birth() -> pl.Expr:
     """The beginning of the day of birth; null where the year is missing or there is no such day."""
     parts = [
-        pl.col("year_of_birth").cast(pl.String).str.zfill(4),
+        pl.when(pl.col("year_of_birth").is_between(1, 9999)).then("year_of_birth").cast(pl.String).str.zfill(4),
         pl.col("month_of_birth").fill_null(1).cast(pl.String).str.zfill(2),
         pl.col("day_of_birth").fill_null(1).cast(pl.String).str.zfill(2),
     ]
