@@ -14,7 +14,7 @@ from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.mimic_iv_tables import SPECS, Context, end_of_day
 from ehrsequencing.data.sources.spool import EventSpool, event, named, summary, write_observation_end
-from ehrsequencing.data.sources.tables import Kind, Piece, Table, find_tables, require_tables
+from ehrsequencing.data.sources.tables import Kind, Piece, Table, find_tables, keyed, require_tables
 from ehrsequencing.errors import DataError
 
 FOLLOW_UP_DAYS = 365
@@ -78,7 +78,7 @@ def load(
     """
     tables = _tables(src)
     patients, admissions = tables["hosp/patients"].whole(PATIENTS, {"dod": "time"}), _admissions(tables)
-    subjects = _subjects(patients)
+    subjects = keyed(patients, "subject_id").select("subject_id", birth=_birth())
     read = {spec.name: tables[spec.name] for spec in SPECS if spec.name in tables}
     used = {"hosp/patients", "hosp/admissions", *DICTIONARIES, *(spec.name for spec in SPECS)}
     context = Context(admissions.rows, {name: _dictionary(tables, name) for name in DICTIONARIES})
@@ -144,19 +144,6 @@ def _dictionary(tables: dict[str, Table], name: str) -> pl.DataFrame | None:
     return tables[name].whole(required, optional).rows.drop("row").unique(keys, keep="first", maintain_order=True)
 
 
-def _subjects(patients: Piece) -> pl.DataFrame:
-    rows = patients.rows.filter(pl.col("subject_id").is_not_null())
-    if repeated := len(rows) - rows["subject_id"].n_unique():
-        first = rows.filter(pl.col("subject_id").is_duplicated()).row(0, named=True)
-        raise DataError(
-            f"{patients.file} repeats {repeated} subjects",
-            got=f"{first['subject_id']}, first in row {first['row']}", expected="each once",
-        )  # fmt: skip
-    if rows.is_empty():
-        raise DataError(f"{patients.file} has no subject", expected="one row per subject")
-    return rows.select("subject_id", birth=_birth())
-
-
 def _birth() -> pl.Expr:
     """1 January of the year of birth; null where it is unknown or no year."""
     year = pl.col("anchor_year") - pl.col("anchor_age")
@@ -166,16 +153,11 @@ def _birth() -> pl.Expr:
 def _admissions(tables: dict[str, Table]) -> Piece:
     """Admissions by subject and time, with `discharged`: null where dischtime is missing or before admittime."""
     piece = tables["hosp/admissions"].whole(ADMISSIONS, ADMISSIONS_OPTIONAL)
+    keyed(piece, "hadm_id")
     last = pl.max_horizontal("dischtime", "deathtime")
     rows = piece.rows.with_columns(
         discharged=pl.when(pl.col("dischtime").is_not_null() & (last >= pl.col("admittime"))).then(last)
     )
-    known = pl.col("hadm_id").is_not_null()
-    if len(twice := rows.filter(known & pl.col("hadm_id").is_duplicated())):
-        raise DataError(
-            f"{piece.file} repeats admissions", got=f"hadm_id {twice['hadm_id'][0]}, first in row {twice['row'][0]}",
-            expected="each once",
-        )  # fmt: skip
     return Piece(piece.table, piece.file, rows.sort("subject_id", "admittime", "hadm_id"), piece.unreadable)
 
 

@@ -41,8 +41,7 @@ from ehrsequencing.data.sources.spool import (
     summary,
     write_observation_end,
 )
-from ehrsequencing.data.sources.tables import Piece, Table, find_tables, require_tables
-from ehrsequencing.errors import DataError
+from ehrsequencing.data.sources.tables import Table, find_tables, keyed, require_tables
 
 INPATIENT = frozenset({9201, 262, 8717})
 VOCABULARY = ("concept", "concept_ancestor")
@@ -88,7 +87,7 @@ def load(
     tables = find_tables(src)
     require_tables(tables, ("person",), src)
     people = tables["person"].whole(PERSON, PERSON_OPTIONAL)
-    subjects = _subjects(people)
+    subjects = keyed(people, SUBJECT).select(subject_id=SUBJECT, birth=birth())
     read = [tables[name] for name in (*(spec.name for spec in SPECS), *VOCABULARY) if name in tables]
     used = {"person", "observation_period", *VOCABULARY, *(spec.name for spec in SPECS)}
     with (
@@ -128,18 +127,6 @@ def load(
                 tables_not_read=sorted(set(tables) - used),
             ),
         )
-
-
-def _subjects(people: Piece) -> pl.DataFrame:
-    rows = people.rows.filter(pl.col(SUBJECT).is_not_null())
-    if rows.is_empty():
-        raise DataError(f"{people.file} has no person", expected="one row per person")
-    if len(twice := rows.filter(pl.col(SUBJECT).is_duplicated())):
-        raise DataError(
-            f"{people.file} repeats persons", got=f"person_id {twice[SUBJECT][0]}, first in row {twice['row'][0]}",
-            expected="each once",
-        )  # fmt: skip
-    return rows.select(subject_id=SUBJECT, birth=birth())
 
 
 def _add(spool: EventSpool, table: Table, spec: Spec, inpatient: frozenset[int], referred: set[int]) -> bool:

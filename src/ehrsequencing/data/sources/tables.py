@@ -172,6 +172,23 @@ def require_tables(tables: Mapping[str, Table], names: tuple[str, ...], where: P
         )
 
 
+def keyed(piece: Piece, key: str) -> pl.DataFrame:
+    """Rows of a table of subjects or visits that have the key.
+
+    Raises:
+        DataError: a key is repeated, or there is none.
+    """
+    rows = piece.rows.filter(pl.col(key).is_not_null())
+    if rows.is_empty():
+        raise DataError(f"{piece.file} has no {key}", got=f"{len(piece.rows)} rows", expected="at least one")
+    if len(twice := rows.filter(pl.col(key).is_duplicated())):
+        raise DataError(
+            f"{piece.file} repeats values of {key}", got=f"{twice[key][0]}, first in row {twice['row'][0]}",
+            expected="each once",
+        )  # fmt: skip
+    return rows
+
+
 def _table_name(path: Path) -> str | None:
     """The name without a suffix that we read, for example `person` of `PERSON.csv.gz`; None for other files."""
     for suffix in sorted(SUFFIXES, key=len, reverse=True):

