@@ -26,6 +26,7 @@ from ehrsequencing.tasks.base import (
     of_age,
 )
 from ehrsequencing.tasks.phenotypes import Phenotypes
+from ehrsequencing.tasks.stays import discharged_dead
 
 NEXT_VISIT_KINDS = ("diagnosis", "drug", "procedure")
 CENSORED, EVENT, COMPETING = 0, 1, 2
@@ -50,7 +51,10 @@ class LandmarkTask(Task):
         step = f"at least {rules.history_days} days after the first event"
         rows = flow.keep(step, rows, pl.col("prediction_time") >= history)
         rows = of_age(rows, rules.minimum_age_years, flow)
-        rows = self.at_risk(flow.keep("alive", rows, alive()), shard, flow)
+        # A visit that ends with "died in hospital" knows the outcome, although death may be stamped hours later.
+        rows = rows.join(discharged_dead(shard.events), on="subject_id", how="left", maintain_order="left")
+        living = alive() & (pl.col("discharged_dead") > pl.col("prediction_time")).fill_null(True)
+        rows = self.at_risk(flow.keep("alive", rows, living), shard, flow)
         rows = spaced(rows, rules.spacing_days)
         flow.add(f"at least {rules.spacing_days} days apart", rows)
         return rows

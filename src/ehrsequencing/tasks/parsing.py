@@ -118,7 +118,8 @@ SHARED_RULES = (
     "at its end; a window begins the next day.",
     "A subject is observed until the last event, death included, or metadata/observation.parquet's observation_end, "
     "whichever is later. A window that reaches beyond that is censored; the absence of an event says nothing.",
-    "Alive and of age at t; subjects of unknown age are left out unless minimum_age_years (18) is 0.",
+    "Alive at t: neither death nor a discharge code of a death in hospital at or before t. Of age; "
+    "subjects of unknown age are left out unless minimum_age_years (18) is 0.",
 )
 NAMED_TASKS = {
     "heart_failure_1y": "onset:ICD10CM//I50,ICD9CM//428@365",

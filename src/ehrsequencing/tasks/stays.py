@@ -101,6 +101,16 @@ def find_stays(events: pl.DataFrame, deaths: pl.DataFrame) -> pl.DataFrame:
     return stays.with_columns(died=pl.col("died") | within)
 
 
+def discharged_dead(events: pl.DataFrame) -> pl.DataFrame:
+    """Columns `subject_id`, `discharged_dead`: the earliest discharge code that says the subject died in hospital."""
+    died = _is_one_of(tuple(code for row in STAY_CODES for code in row.died))
+    return (
+        events.filter(died & pl.col("time").is_not_null())
+        .group_by("subject_id")
+        .agg(discharged_dead=pl.col("time").min())
+    )
+
+
 def _is_one_of(codes: tuple[str, ...]) -> pl.Expr:
     code = pl.col("code")
     return pl.any_horizontal((code == one) | code.str.starts_with(one + "//") for one in codes)
