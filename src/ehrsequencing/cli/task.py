@@ -44,7 +44,7 @@ def build(
     spacing_days: Annotated[
         int | None,
         typer.Option(
-            "--spacing-days", help="Days between two predictions of a subject, at least (365; time_to 36500)."
+            "--spacing-days", help="Days between two predictions of a subject, at least (365; time_to 73000)."
         ),
     ] = None,
     minimum_age_years: Annotated[

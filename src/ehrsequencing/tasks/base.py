@@ -13,7 +13,9 @@ from ehrsequencing.errors import ConfigError, LabelError
 from ehrsequencing.tasks.codes import CodeTable
 
 MAX_DAYS = 36_500
-"""Horizon, history and spacing are at most a century; longer ones would leave the range of dates."""
+"""Horizon and history are at most a century; longer ones would leave the range of dates."""
+MAX_SPACING_DAYS = 73_000
+"""Two centuries, so that it means one prediction per subject: simulated people live longer than one."""
 MAX_MINIMUM_AGE = 150.0
 MAX_HOURS = 24 * 365
 
@@ -37,8 +39,8 @@ class CohortRules:
         minimum_age_years: Age at prediction; above 0 it leaves out subjects of unknown age.
 
     Raises:
-        ConfigError: history outside 0 to `MAX_DAYS`, spacing outside 1 to `MAX_DAYS`, or age outside 0 to
-            `MAX_MINIMUM_AGE`.
+        ConfigError: history outside 0 to `MAX_DAYS`, spacing outside 1 to `MAX_SPACING_DAYS`, or age
+            outside 0 to `MAX_MINIMUM_AGE`.
     """
 
     history_days: int = 365
@@ -49,9 +51,10 @@ class CohortRules:
         _refuse(
             self,
             0 <= self.history_days <= MAX_DAYS
-            and 1 <= self.spacing_days <= MAX_DAYS
+            and 1 <= self.spacing_days <= MAX_SPACING_DAYS
             and _is_age(self.minimum_age_years),
-            f"history_days 0 to {MAX_DAYS}, spacing_days 1 to {MAX_DAYS}, minimum_age_years 0 to {MAX_MINIMUM_AGE:g}",
+            f"history_days 0 to {MAX_DAYS}, spacing_days 1 to {MAX_SPACING_DAYS}, "
+            f"minimum_age_years 0 to {MAX_MINIMUM_AGE:g}",
         )
 
 

@@ -31,12 +31,16 @@ class CodeTable:
         """Read the code table of a dataset; without one, or without `parent_codes`, no code has an ancestor.
 
         Raises:
-            DataError: `parent_codes` holds neither strings nor lists of strings.
+            DataError: unreadable, or `parent_codes` holds neither strings nor lists of strings.
         """
         file = dataset.path / CODES_FILE
-        if not file.exists() or "parent_codes" not in pl.read_parquet_schema(file):
+        try:
+            table = pl.read_parquet(file) if file.exists() else pl.DataFrame()
+        except (pl.exceptions.ComputeError, OSError) as problem:
+            raise DataError(f"{file} is not readable parquet", got=str(problem).splitlines()[0]) from None
+        if not {"code", "parent_codes"} <= set(table.columns):
             return cls(pl.DataFrame(schema=_PAIR), dataset)
-        return cls(_closure(_parents(pl.read_parquet(file, columns=["code", "parent_codes"]), file)), dataset)
+        return cls(_closure(_parents(table, file)), dataset)
 
     def matching(self, codes: pl.Series, patterns: tuple[str, ...]) -> pl.Series:
         """The codes that match a pattern themselves, in another spelling, or through an ancestor; sorted.

@@ -12,7 +12,7 @@ from ehrsequencing.data.labels import NO_CATEGORY
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, MICROSECONDS_PER_DAY
 from ehrsequencing.errors import LabelError
 from ehrsequencing.tasks.base import (
-    MAX_DAYS,
+    MAX_SPACING_DAYS,
     CohortRules,
     Flow,
     Shard,
@@ -165,7 +165,7 @@ class TimeToTask(_FirstCode):
 
     @property
     def rules(self) -> CohortRules:
-        return CohortRules(spacing_days=MAX_DAYS)
+        return CohortRules(spacing_days=MAX_SPACING_DAYS)
 
     def describe(self, shard: Shard, flow: Flow) -> pl.DataFrame:
         if self.codes:

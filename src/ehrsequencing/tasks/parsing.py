@@ -104,7 +104,7 @@ TASK_FAMILIES = (
     ),
     TaskFamily(
         "time_to", "time_to:CODE[,CODE][@DAYS] or time_to:death[@DAYS]", ("time_to:death",),
-        "survival", "ends of visits, history_days (365) after the first event, one per subject (spacing_days 36500)",
+        "survival", "ends of visits, history_days (365) after the first event, one per subject (spacing_days 73000)",
         "days from t to the first matching code or death; integer_value 1 event, 0 censored, 2 competing death",
         "minimum_age_years; dead; prevalent cases; no follow-up after t",
         "censored at the end of observation, or DAYS after t where written",

@@ -1,3 +1,5 @@
+import datetime as dt
+
 import polars as pl
 import pytest
 from small_datasets import write_dataset
@@ -94,9 +96,14 @@ def test_parents_of_a_wrong_type(tmp_path):
         CodeTable.of(dataset)
 
 
-def test_a_task_follows_ancestors(tmp_path):
-    import datetime as dt
+def test_a_damaged_code_table(tmp_path):
+    dataset = write_dataset(tmp_path / "d", [(1, None, "X", None)])
+    (dataset.path / "metadata/codes.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"codes\.parquet is not readable parquet"):
+        CodeTable.of(dataset)
 
+
+def test_a_task_follows_ancestors(tmp_path):
     start = dt.datetime(2020, 1, 1)
     rows = [
         (subject, start + dt.timedelta(days=day), code, None)

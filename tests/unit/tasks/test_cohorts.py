@@ -248,7 +248,7 @@ def test_agrees_with_the_rules_taken_one_visit_at_a_time(tmp_path, rows, history
         {"history_days": -1},
         {"history_days": 36_501},
         {"spacing_days": 0},
-        {"spacing_days": 36_501},
+        {"spacing_days": 73_001},
         {"minimum_age_years": -1},
         {"minimum_age_years": 151},
         {"minimum_age_years": float("nan")},

@@ -5,6 +5,8 @@ import pytest
 
 from ehrsequencing.errors import ConfigError
 from ehrsequencing.tasks.parsing import NAMED_TASKS, TASK_FAMILIES, family_of, parse_task
+from ehrsequencing.tasks.phenotypes import read_phenotypes
+from ehrsequencing.tasks.stays import STAY_CODES, TRANSFER_HOURS
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "tasks.md"
 
@@ -84,3 +86,15 @@ def test_the_document_holds_the_table():
     assert list(table) == [f"`{row.pattern.replace(' or ', '` or `')}`" for row in TASK_FAMILIES]
     for row, found in zip(TASK_FAMILIES, table.values(), strict=True):
         assert found == [row.kind, row.asked, row.label, row.excluded, row.follow_up, row.death]
+
+
+def test_the_document_holds_the_codes_of_stays():
+    def shown(codes):
+        return ", ".join(f"`{code}`" for code in codes)
+
+    document = DOCUMENT.read_text()
+    for row in STAY_CODES:
+        cells = (row.source, shown(row.admission), shown(row.discharge), shown(row.died))
+        assert f"| {' | '.join(cells)} |" in document
+    assert f"within {TRANSFER_HOURS} hours of a discharge" in document
+    assert f"a set of {len(read_phenotypes('common').codes)} phenotypes" in document
