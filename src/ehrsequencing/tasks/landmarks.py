@@ -261,9 +261,11 @@ class PhenotypeTask(_MultiLabelTask):
         flow.add("excluded: censored within the window", rows.filter(~(observed | died)))
         rows = rows.filter(observed | died)
         key = ["subject_id", "prediction_time"]
+        dated = shard.matching(self.codes).filter(pl.col("time").is_not_null())
         found = []
         for name, patterns in self.phenotypes.codes.items():
-            times = shard.matching(patterns).select("subject_id", "time").drop_nulls().unique()
+            codes = shard.codes.matching(dated["code"].unique(), patterns).to_frame("code")
+            times = dated.join(codes, on="code", how="semi").select("subject_id", "time").unique()
             first = first_after(rows.select(key), times, "at").filter(pl.col("at") <= end)
             found.append(first.select(*key, category=pl.lit(name)))
         flow.add("that died within the window", rows.filter(died))
