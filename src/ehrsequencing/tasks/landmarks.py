@@ -198,8 +198,8 @@ class TimeToTask(_FirstCode):
         within = {name: pl.col(name).is_not_null() & ~(pl.col(name) > pl.col("limit")).fill_null(False)
                   for name in ("event_at", "competing_at")}  # fmt: skip
         rows = rows.with_columns(
-            status=pl.when(within["event_at"]).then(EVENT).when(pl.col("event_at").is_null() & within["competing_at"])
-            .then(COMPETING).otherwise(CENSORED).cast(pl.Int64)
+            status=pl.when(within["event_at"]).then(EVENT).when(within["competing_at"]).then(COMPETING)
+            .otherwise(CENSORED).cast(pl.Int64)
         )  # fmt: skip
         until = pl.when(status_is(EVENT)).then("event_at").when(status_is(COMPETING)).then("competing_at")
         rows = rows.with_columns(until=until.otherwise(pl.min_horizontal("observed_until", "limit")))
