@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from meds import LabelSchema
 
-from ehrsequencing.data.labels import labels_hash, read_labels, validate_labels, write_labels
+from ehrsequencing.data.labels import NO_CATEGORY, labels_hash, read_labels, validate_labels, write_labels
 from ehrsequencing.data.schema import LABEL_SCHEMA
 from ehrsequencing.errors import LabelError
 from ehrsequencing.io import hash_file
@@ -52,6 +52,17 @@ def test_multi_label_has_one_row_per_category(tmp_path):
     frame = pl.DataFrame({"subject_id": [1, 1], "prediction_time": [DAY, DAY], "categorical_value": ["b", "a"]})
     write_labels(tmp_path / "m.parquet", frame, {})
     assert read_labels(tmp_path / "m.parquet")[0]["categorical_value"].to_list() == ["a", "b"]
+
+
+def test_an_example_without_a_category_has_one_row(tmp_path):
+    frame = pl.DataFrame(
+        {"subject_id": [1, 1, 2], "prediction_time": DAY, "categorical_value": ["b", "a", NO_CATEGORY]}
+    )
+    write_labels(tmp_path / "m.parquet", frame, {})
+    assert read_labels(tmp_path / "m.parquet")[0]["categorical_value"].to_list() == ["a", "b", "[none]"]
+    mixed = frame.with_columns(subject_id=pl.lit(1))
+    with pytest.raises(LabelError, match=r"labels a have examples with \[none\] beside a category; got 2 rows"):
+        validate_labels(mixed, "a")
 
 
 @pytest.mark.parametrize(
