@@ -61,6 +61,23 @@ class Windows:
         """Kept rows, int64 [n]."""
         return self.static + self.stop - self.recent
 
+    def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Flat list of the rows that a model is fed.
+
+        Args:
+            chosen: int64 [m], positions of examples.
+
+        Returns:
+            Position in `chosen`, position within the example and row in the split, int64 [kept rows] each.
+        """
+        static, lengths = self.static[chosen], self.lengths[chosen]
+        example = np.repeat(np.arange(len(chosen)), lengths)
+        position = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        skipped = self.recent[chosen] - self.start[chosen] - static
+        row = np.repeat(self.start[chosen], lengths) + position
+        row += np.where(position >= static[example], skipped[example], 0)
+        return example, position, row
+
 
 def truncated(split: SplitStore, indices: np.ndarray, until: np.ndarray, max_rows: int) -> Windows:
     """Cut histories to `max_rows` rows: static rows stay, then the most recent rows.
