@@ -190,8 +190,7 @@ class BatchSource:
     def build(self, chosen: np.ndarray) -> Batch:
         """The batch of these examples, int64 [B] positions in `examples`, in this order."""
         split, windows, count = self.split, self._windows, len(chosen)
-        static = windows.static[chosen]
-        lengths = self.lengths[chosen] - 1
+        static, lengths = windows.static[chosen], self.lengths[chosen] - 1
         width = 1 + int(lengths.max(initial=0))
         example, position, row = windows.rows(chosen)
         cell = example * width + 1 + position

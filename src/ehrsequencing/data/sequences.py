@@ -62,21 +62,21 @@ class Windows:
         return self.static + self.stop - self.recent
 
     def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Flat list of the rows that a model is fed.
+        """Kept rows of these examples, one after the other.
 
         Args:
             chosen: int64 [m], positions of examples.
 
         Returns:
-            Position in `chosen`, position within the example and row in the split, int64 [kept rows] each.
+            int64 [rows] each: position in `chosen`, place within the example, and row of the split.
         """
-        static, lengths = self.static[chosen], self.lengths[chosen]
+        lengths, static = self.lengths[chosen], self.static[chosen]
         example = np.repeat(np.arange(len(chosen)), lengths)
-        position = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        place = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        row = np.repeat(self.start[chosen], lengths) + place
         skipped = self.recent[chosen] - self.start[chosen] - static
-        row = np.repeat(self.start[chosen], lengths) + position
-        row += np.where(position >= static[example], skipped[example], 0)
-        return example, position, row
+        row += np.where(place >= static[example], skipped[example], 0)
+        return example, place, row
 
 
 def truncated(split: SplitStore, indices: np.ndarray, until: np.ndarray, max_rows: int) -> Windows:

@@ -92,7 +92,7 @@ class AuditReport:
 def audit(
     store: TokenStore, labels: pl.DataFrame, manifest: dict[str, Any], *, accept: Collection[str] = ()
 ) -> AuditReport:
-    """Run every check. Held-out labels are counted (`one-class`, `follow-up`, `prevalent`) and nothing is fitted on them.
+    """Run every check. Labels of held-out subjects are counted and checked against dates; nothing is fitted on them.
 
     Args:
         store: The token store.

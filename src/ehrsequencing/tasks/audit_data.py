@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
+from ehrsequencing.data.labels import NO_CATEGORY
 from ehrsequencing.data.schema import SPLITS, STATIC_TIME
 from ehrsequencing.data.sequences import Windows, history_bounds, truncated
 from ehrsequencing.data.store import SplitStore, TokenStore
@@ -19,8 +20,6 @@ from ehrsequencing.errors import LabelError
 
 MAX_FED = 511
 """Rows of the longest window beside CLS (`model.max_length` is at most 512); a shorter window is a part of it."""
-NO_CATEGORY = "[none]"
-"""`categorical_value` of a multi-label example without any positive."""
 _ROWS_AT_ONCE = 4_000_000
 _KINDS = {"binary": "boolean_value", "multilabel": "categorical_value", "survival": "integer_value"}
 
@@ -177,10 +176,13 @@ class AuditData:
 
         The largest int64 where there is none; None for tasks without codes.
         """
-        codes = self.manifest.get("codes")
-        if not codes or not isinstance(codes, list):
+        codes, matched = self.manifest.get("codes"), self.manifest.get("matched_codes")
+        if not codes or not isinstance(codes, list) or self.kind not in ("binary", "survival"):
             return None
-        wanted = tokens_of(self.store.vocabulary, tuple(map(str, codes)))
+        vocabulary = self.store.vocabulary
+        # `matched_codes` are whole codes; without them the patterns are prefixes.
+        known = np.isin(vocabulary.base_codes, matched) if isinstance(matched, list) else codes_like(vocabulary, codes)
+        wanted = np.append(known, False)[vocabulary.base_ids]
         never = np.iinfo(np.int64).max
         found = np.full(len(self.subject_id), never, dtype=np.int64)
         for labels in self.splits:
@@ -228,10 +230,10 @@ def _positives(labels: pl.DataFrame, kind: str) -> tuple[tuple[str, ...], np.nda
     return (), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
 
-def tokens_of(vocabulary: Vocabulary, prefixes: Sequence[str]) -> np.ndarray:
-    """Bool [tokens]: the token's code begins with one of the prefixes."""
-    base = np.array([code.startswith(tuple(prefixes)) for code in vocabulary.base_codes] + [False], dtype=bool)
-    return base[vocabulary.base_ids]
+def codes_like(vocabulary: Vocabulary, prefixes: Sequence[Any]) -> np.ndarray:
+    """Bool [base codes]: the code begins with one of the prefixes."""
+    wanted = tuple(map(str, prefixes))
+    return np.array([code.startswith(wanted) for code in vocabulary.base_codes], dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,9 @@ def sample(lengths: np.ndarray, most_rows: int, seed: int = 0) -> np.ndarray:
     return np.sort(order[: max(1, int(np.searchsorted(np.cumsum(lengths[order]), most_rows, side="right")))])
 
 
-def wilson(hits: np.ndarray, trials: np.ndarray, subjects: np.ndarray, z: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+def wilson(
+    hits: np.ndarray, trials: np.ndarray | int, subjects: np.ndarray | int, z: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's interval of `hits / trials`, counting as many independent trials as there are subjects.
 
     Source: Wilson 1927, J. Am. Stat. Assoc. 22:209.

@@ -207,7 +207,9 @@ def _one_per_subject(labels: SplitLabels) -> np.ndarray:
 _NUMBERS = ("age", "days of history", "days since the last event", "number of visits", "number of events")
 
 
-def _features(data: AuditData, labels: SplitLabels, chosen: np.ndarray) -> tuple[sparse.csr_array, np.ndarray, tuple[str, ...]]:
+def _features(
+    data: AuditData, labels: SplitLabels, chosen: np.ndarray
+) -> tuple[sparse.csr_array, np.ndarray, tuple[str, ...]]:
     """Tokens present [n, features], numbers [n, 5] and the names of the features."""
     split = labels.split
     found = presence(labels, chosen, data.store.vocabulary, last_visit=False)

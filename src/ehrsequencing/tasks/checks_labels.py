@@ -10,7 +10,8 @@ from ehrsequencing.tasks.audit_data import AuditData, Finding, SplitLabels, coun
 
 FOLLOW_UP_ELSEWHERE = "source"
 """`follow_up` of a label manifest: whoever published the labels followed the subjects beyond the events at hand."""
-FEW_POSITIVES = 10
+WINDOW = "(prediction time, prediction time +"
+"""How `window` of a label manifest begins where it ends a number of days after the prediction time."""
 _ROUNDING_US = 5 * 60 * 1_000_000
 """Durations are float32 days: a century is right to three minutes."""
 _TWIN_EVENTS = 20
@@ -21,14 +22,18 @@ def follow_up(data: AuditData) -> list[Finding] | str:
     if data.manifest.get("follow_up") == FOLLOW_UP_ELSEWHERE:
         return "the labels' source followed the subjects beyond the events in the store"
     horizon = data.manifest.get("horizon_days")
-    timed = isinstance(horizon, int | float) and not isinstance(horizon, bool)
-    if data.kind != "survival" and not timed:
+    if isinstance(horizon, bool) or not isinstance(horizon, int | float):
+        horizon = None
+    if data.kind != "survival" and horizon is None:
         return "the labels' manifest states no horizon_days"
     if data.kind == "other":
         return "labels without classes"
+    window = data.manifest.get("window")
+    if data.kind != "survival" and window and not str(window).startswith(WINDOW):
+        return f"the window is {window}"
     beyond, examples = [], 0
     for labels in data.splits:
-        beyond.append(_unseen(data, labels, float(horizon) if timed else None))
+        beyond.append(_unseen(data, labels, horizon or 0))
         examples += len(labels)
     bad = np.concatenate(beyond)
     if not len(bad):
@@ -51,14 +56,14 @@ def follow_up(data: AuditData) -> list[Finding] | str:
     ]  # fmt: skip
 
 
-def _unseen(data: AuditData, labels: SplitLabels, horizon_days: float | None) -> np.ndarray:
+def _unseen(data: AuditData, labels: SplitLabels, horizon_days: float) -> np.ndarray:
     """Examples of a split whose outcome nobody can have seen, int64."""
     end, death = labels.follow_up, labels.split.death_time[labels.index]
     slack = MICROSECONDS_PER_DAY if data.manifest.get("date_only") else 0
     if data.duration_days is not None:
         lasts = labels.until + (data.duration_days[labels.example] * MICROSECONDS_PER_DAY).astype(np.int64)
         return labels.example[lasts > end + max(slack, _ROUNDING_US)]
-    lasts = labels.until + np.int64((horizon_days or 0) * MICROSECONDS_PER_DAY)
+    lasts = labels.until + np.int64(horizon_days * MICROSECONDS_PER_DAY)
     died = (death != STATIC_TIME) & (death <= lasts)
     unseen = (lasts > end) & ~died
     if data.kind == "binary":
@@ -72,7 +77,7 @@ def one_class(data: AuditData) -> list[Finding] | str:
         return "labels without classes"
     found = []
     counts = np.stack([data.positive[:, labels.example].sum(axis=1) for labels in data.splits], axis=1)
-    for column, labels in enumerate(data.splits):
+    for labels in data.splits:
         if not len(labels):
             found.append(
                 Finding("one-class", "error", f"split {labels.name} has no labels", "0 labels", "both classes")
@@ -81,19 +86,11 @@ def one_class(data: AuditData) -> list[Finding] | str:
         positives = int(data.positive[:, labels.example].max(axis=0).sum()) if data.categories else 0
         negatives = len(labels) - positives
         missing = min(positives, negatives) if data.kind == "binary" else positives
-        subjects = data.subject_id[labels.example]
         if missing == 0:
-            got = f"{positives:,} positives of {counted(len(labels), 'label')} (subjects {some(subjects)[0]} and others)"
+            got = f"{counted(positives, 'positive')} of {counted(len(labels), 'label')}"
             expected = "positives and negatives" if data.kind == "binary" else "at least one positive"
-            found.append(Finding("one-class", "error", f"split {labels.name} has one class", got, expected))
-        elif missing < FEW_POSITIVES:
-            rarer = "positives" if positives <= negatives or data.kind != "binary" else "negatives"
-            found.append(
-                Finding(
-                    "one-class", "warning", f"split {labels.name} has few {rarer}",
-                    f"{missing} of {counted(len(labels), 'label')}", f"{FEW_POSITIVES} or more for a figure that means much",
-                )
-            )  # fmt: skip
+            subjects = some(data.subject_id[labels.example])
+            found.append(Finding("one-class", "error", f"split {labels.name} has one class", got, expected, subjects))
     never = np.flatnonzero((counts[:, 0] == 0) & (counts.sum(axis=1) > 0))
     if data.kind != "binary" and len(never) and counts[:, 0].any():
         named = ", ".join(data.categories[category] for category in never[:3])

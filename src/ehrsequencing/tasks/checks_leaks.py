@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from ehrsequencing.data.schema import KINDS, MICROSECONDS_PER_DAY, STATIC_TIME
-from ehrsequencing.tasks.audit_data import AuditData, Finding, counted, presence, sample, some, wilson
+from ehrsequencing.tasks.audit_data import AuditData, Finding, codes_like, counted, presence, sample, some, wilson
 
 CERTAIN, STRONG = 0.8, 0.6
 """Youden's J (sensitivity + specificity - 1) of one number or token alone from which it is a leak, or stated."""
@@ -161,10 +161,11 @@ def _atoms(
     if difference < ATOM_DIFFERENCE or max(low[0] - high[1], low[1] - high[0]) < LOWER_SHARE * ATOM_DIFFERENCE:
         return []
     one = positive if shares[0, atom] > shares[1, atom] else ~positive
+    of, others = shares[:, atom]
     return [
         Finding(
             "windows", "error", f"one class shares an exact gap between its last event and the prediction time{named}",
-            f"{_number(value[atom])} days in {shares[0, atom]:.0%} of positives and {shares[1, atom]:.0%} of the others",
+            f"{_number(value[atom])} days in {of:.0%} of positives and {others:.0%} of the others",
             f"shares that differ by less than {ATOM_DIFFERENCE:.0%}: prediction times set without knowing the outcome",
             some(data.subject_id[example[one & (place == atom)]]),
         )
@@ -225,50 +226,46 @@ def token(data: AuditData) -> list[Finding] | str:
     total = matrix.sum(axis=0)
     findings = []
     for category, positive in _categories(data, example):
-        own = _own_codes(data, category)
-        asked = np.ones(len(example), dtype=bool)
-        present = total
-        if own is not None:
-            # What a task asks of those who have the code already is its recurrence: no leak.
+        asked, present, known = np.ones(len(example), dtype=bool), total, True
+        if data.kind == "multilabel":
+            # Of those who have the code already the task asks its recurrence, which tokens may well tell: no leak.
+            own = _own_codes(data, category)
             prior = matrix[:, np.flatnonzero(own[codes])].sum(axis=1) > 0
-            asked, present = ~prior, total - by_example[np.flatnonzero(prior)].sum(axis=0)
-        chosen = positive & asked
+            asked, present, known = ~prior, total - by_example[np.flatnonzero(prior)].sum(axis=0), bool(own.any())
+        chosen, others = positive & asked, asked & ~positive
         hits = by_example[np.flatnonzero(chosen)].sum(axis=0)
-        finding = _revealing(data, example, category, chosen, asked & ~positive, hits, present - hits)
+        finding = _revealing(data, example, chosen, others, hits, present - hits)
         if finding is None:
             continue
         column, severity, strength, pure = finding
-        ones, others = int(chosen.sum()), int((asked & ~positive).sum())
-        holders = example[matrix[:, [column]].toarray().ravel().astype(bool) & (chosen if strength > 0 else asked & ~positive)]
+        severity = severity if known else "warning"
+        holds = matrix[:, [column]].toarray().ravel() > 0
         where = "" if data.kind == "binary" else f" ({category})"
         findings.append(
             Finding(
                 "token", severity, f"one token tells the label{where}: {names[frequent[column]]}",
-                f"in {int(hits[column]):,} of {ones:,} positives and {int(present[column] - hits[column]):,} of "
-                f"{others:,} others",
-                f"J below {CERTAIN} (here {abs(strength):.2f})" if not pure else f"fewer than {PURE:.0%} positive among "
-                f"its examples, or less than {COVERED:.0%} of the positives with it",
-                some(data.subject_id[holders]),
+                f"in {int(hits[column]):,} of {int(chosen.sum()):,} positives and "
+                f"{int(present[column] - hits[column]):,} of {int(others.sum()):,} others",
+                f"less than {PURE:.0%} positive among those with it, or less than {COVERED:.0%} of positives with it"
+                if pure
+                else f"J below {CERTAIN} (here {abs(strength):.2f})",
+                some(data.subject_id[example[holds & (chosen if strength > 0 else others)]]),
             )
         )  # fmt: skip
     return _worst_first(findings)
 
 
-def _own_codes(data: AuditData, category: str) -> np.ndarray | None:
-    """Bool [base codes + 1]: the codes that a category of a multi-label task stands for; None for other tasks."""
-    if data.kind != "multilabel":
-        return None
-    named = data.manifest.get("categories")
-    prefixes = named.get(category) if isinstance(named, dict) else None
-    wanted = tuple(map(str, prefixes)) if isinstance(prefixes, list) and prefixes else (category,)
-    vocabulary = data.store.vocabulary
-    return np.array([*(code.startswith(wanted) for code in vocabulary.base_codes), False])
+def _own_codes(data: AuditData, category: str) -> np.ndarray:
+    """Bool [base codes + 1]: the codes that a category of a multi-label task stands for."""
+    definitions = data.manifest.get("definitions")
+    prefixes = definitions.get(category) if isinstance(definitions, dict) else None
+    known = codes_like(data.store.vocabulary, prefixes if isinstance(prefixes, list) and prefixes else [category])
+    return np.append(known, False)
 
 
 def _revealing(
     data: AuditData,
     example: np.ndarray,
-    category: str,
     positive: np.ndarray,
     negative: np.ndarray,
     hits: np.ndarray,
