@@ -10,11 +10,15 @@ from ehrsequencing.tasks.audit_data import AuditData, Finding, codes_like, count
 
 CERTAIN, STRONG = 0.8, 0.6
 """Youden's J (sensitivity + specificity - 1) of one number or token alone from which it is a leak, or stated."""
+TOLD = 0.7
+"""The same for a token to be stated: legitimate predictors reach more than a window's length does."""
 LOWER_SHARE = 0.6
 """The lower end of its interval must reach this share of the threshold."""
 ATOM_DIFFERENCE = 0.5
 PURE, COVERED = 0.98, 0.5
 """A token is a leak too where this share of its examples is positive and it is in this share of all positives."""
+STATED = 0.25
+"""A token as pure in this share of all positives is stated."""
 MOST_CATEGORIES = 200
 _MOST_ROWS = 8_000_000
 _LEAST_SUBJECTS = 10
@@ -237,7 +241,7 @@ def token(data: AuditData) -> list[Finding] | str:
         finding = _revealing(data, example, chosen, others, hits, present - hits)
         if finding is None:
             continue
-        column, severity, strength, pure = finding
+        column, severity, strength, covered = finding
         severity = severity if known else "warning"
         holds = matrix[:, [column]].toarray().ravel() > 0
         where = "" if data.kind == "binary" else f" ({category})"
@@ -246,9 +250,9 @@ def token(data: AuditData) -> list[Finding] | str:
                 "token", severity, f"one token tells the label{where}: {names[frequent[column]]}",
                 f"in {int(hits[column]):,} of {int(chosen.sum()):,} positives and "
                 f"{int(present[column] - hits[column]):,} of {int(others.sum()):,} others",
-                f"less than {PURE:.0%} positive among those with it, or less than {COVERED:.0%} of positives with it"
-                if pure
-                else f"J below {CERTAIN} (here {abs(strength):.2f})",
+                f"less than {PURE:.0%} positive among those with it, or less than {covered:.0%} of positives with it"
+                if covered
+                else f"J below {CERTAIN if severity == 'error' else TOLD} (here {abs(strength):.2f})",
                 some(data.subject_id[example[holds & (chosen if strength > 0 else others)]]),
             )
         )  # fmt: skip
@@ -270,8 +274,8 @@ def _revealing(
     negative: np.ndarray,
     hits: np.ndarray,
     misses: np.ndarray,
-) -> tuple[int, str, float, bool] | None:
-    """The most telling feature: its column, severity, J, and whether it is its purity that tells."""
+) -> tuple[int, str, float, float | None] | None:
+    """The most telling feature: its column, severity, J, and the share of positives where purity tells."""
     groups = [data.subject_id[example[group]] for group in (positive, negative)]
     n1, n0 = (len(np.unique(group)) for group in groups)
     if min(n1, n0) < _LEAST_SUBJECTS:
@@ -283,11 +287,13 @@ def _revealing(
     certain = (np.abs(strength) >= CERTAIN) & (lower >= LOWER_SHARE * CERTAIN)
     share = hits / np.maximum(hits + misses, 1)
     pure = (share >= PURE) & (hits >= COVERED * t1) & (t1 <= t0) & (lower >= LOWER_SHARE * COVERED)
-    strong = (np.abs(strength) >= STRONG + (CERTAIN - STRONG) / 2) & (lower >= LOWER_SHARE * STRONG)
-    for mask, severity in ((certain, "error"), (pure, "error"), (strong, "warning")):
+    partly = (share >= PURE) & (hits >= STATED * t1) & (t1 <= t0) & (lower >= LOWER_SHARE * STATED)
+    strong = (np.abs(strength) >= TOLD) & (lower >= LOWER_SHARE * STRONG)
+    rules = ((certain, "error", None), (pure, "error", COVERED), (strong, "warning", None), (partly, "warning", STATED))
+    for mask, severity, covered in rules:
         if mask.any():
             column = int(np.argmax(np.where(mask, np.abs(strength), -1)))
-            return column, severity, float(strength[column]), mask is pure
+            return column, severity, float(strength[column]), covered
     return None
 
 

@@ -1,0 +1,228 @@
+import numpy as np
+import polars as pl
+import pytest
+from audit_world import DAY
+
+from ehrsequencing.data import sequences
+from ehrsequencing.data.schema import KINDS
+from ehrsequencing.data.vocabulary import NUM_SPECIAL
+
+# input later than the prediction time
+
+
+def test_rows_out_of_order_bring_the_future_into_the_window(clean, tmp_path):
+    split, rows, _, stop = clean.split_labels("train")
+    time = np.array(split.time)
+    late = stop - 2
+    time[late] = rows["prediction_time"].to_physical().to_numpy() + 1
+    finding = clean.tampered(tmp_path / "store", "train", time=time).only("future-input")
+    assert finding.what == "input events are later than the prediction time"
+    assert len(finding.subjects) == 3
+    assert set(finding.subjects) <= set(rows["subject_id"])
+
+
+def test_the_windows_themselves_are_looked_at(clean, monkeypatch):
+    bounds = sequences.history_bounds
+
+    def one_too_many(split, indices, until):
+        start, stop = bounds(split, indices, until)
+        return start, np.where(until > 0, np.minimum(stop + 1, split.offsets[indices + 1]), stop)
+
+    monkeypatch.setattr(sequences, "history_bounds", one_too_many)
+    finding = clean.only("future-input")
+    later = [
+        stop < split.offsets[split.index_of(rows["subject_id"].to_numpy()) + 1]
+        for split, rows, _, stop in map(clean.split_labels, ("train", "tuning", "held_out"))
+    ]
+    # Events at the very prediction time are input, and every row of the clean labels has one.
+    assert finding.got.startswith(f"{sum(map(np.sum, later)):,} events in ")
+
+
+def test_an_event_at_the_prediction_time_is_input(clean):
+    split, rows, _, stop = clean.split_labels("train")
+    assert (split.time[stop - 1] == rows["prediction_time"].to_physical().to_numpy()).all()
+    assert clean.found("future-input") == []
+
+
+def test_clinical_events_without_a_date_are_stated(clean, tmp_path):
+    split = clean.store.split("train")
+    static = np.flatnonzero(split.visit < 0)
+    kind = np.array(split.kind)
+    assert (kind[static] == KINDS.index("demographic")).all()
+    kind[static] = KINDS.index("diagnosis")
+    finding = clean.tampered(tmp_path / "store", "train", kind=kind).only("future-input", "warning")
+    assert finding.what == "clinical events without a date are fed at every prediction time"
+
+
+# windows that differ between classes
+
+
+def test_a_gap_for_one_class(clean):
+    finding = clean.moved(lambda positive: np.where(positive, -0.5, 0)).found("windows")[0]
+    assert finding.severity == "error"
+    assert "the days from the last event to the prediction time alone tells positives" in finding.what
+
+
+def test_an_exact_gap_that_half_of_one_class_shares(clean):
+    place = np.arange(len(clean.labels)) % 10
+    off = np.random.default_rng(0).uniform(0.1, 20, len(place))
+    both = clean.moved(lambda positive: np.where(place < np.where(positive, 7, 4), 0, off))
+    assert both.found("windows") == []
+    findings = clean.moved(lambda positive: np.where(positive & (place < 7), 0, off)).found("windows")
+    assert findings[0].what == "one class shares an exact gap between its last event and the prediction time"
+    assert findings[0].severity == "error"
+    assert findings[0].got.startswith("0 days in 7")
+
+
+def test_landmarks_off_the_visits_are_silent_where_both_classes_have_them(clean):
+    random = np.random.default_rng(0)
+    # The sick come oftener: their gaps are a third as long.
+    sick = clean.moved(lambda positive: random.uniform(0, 30, len(positive)) * np.where(positive, 0.35, 1))
+    assert sick.found("windows") == []
+
+
+def test_controls_at_their_last_visit_and_cases_at_their_first(clean):
+    labels = clean.labels.with_columns(
+        first=pl.col("prediction_time") == pl.col("prediction_time").min().over("subject_id"),
+        last=pl.col("prediction_time") == pl.col("prediction_time").max().over("subject_id"),
+        several=pl.len().over("subject_id") > 3,
+    )
+    chosen = pl.when("boolean_value").then("first").otherwise(pl.col("last") & pl.col("several"))
+    findings = clean.with_labels(labels.filter(chosen)).found("windows")
+    assert findings
+    assert {finding.check for finding in findings} == {"windows"}
+    assert any("number of visits" in finding.what or "days of history" in finding.what for finding in findings)
+
+
+def test_a_longer_history_of_the_sick_is_legitimate(clean):
+    """Positives among the longer half of histories, twice as likely to be kept as the others."""
+    random = np.random.default_rng(1)
+    first = pl.col("prediction_time").min().over("subject_id")
+    late = (pl.col("prediction_time") - first).rank() / pl.len()
+    kept = clean.labels.with_columns(late=late, draw=pl.Series(random.random(len(clean.labels))))
+    biased = kept.filter(
+        pl.when("boolean_value").then(pl.col("draw") < pl.col("late")).otherwise(pl.col("draw") < 1.3 - pl.col("late"))
+    )
+    assert clean.with_labels(biased).found("windows") == []
+
+
+def test_times_counted_back_from_the_outcome(clean):
+    data = clean.data()
+    outcome = data.outcome_time
+    until = clean.labels["prediction_time"].to_physical().to_numpy()
+    positive = clean.labels["boolean_value"].to_numpy()
+    random = np.random.default_rng(0).uniform(0.5, 30, len(until)) * DAY
+    lead = np.where(positive, outcome - (30 * DAY + 7), until + random.astype(np.int64))
+    # The prediction must not fall before the cohort's own, or nothing would be left of a short history.
+    moved = clean.labels.with_columns(
+        prediction_time=pl.Series(np.maximum(lead, until + 60_000_000)).cast(pl.Datetime("us"))
+    )
+    findings = clean.with_labels(moved).found("windows")
+    counted_back = [finding for finding in findings if "counted back" in finding.what]
+    assert "exactly 30 days before it" in counted_back[0].got
+    honest = clean.moved(lambda positive: random / DAY)
+    assert honest.found("windows") == []
+
+
+# tokens that give the label away
+
+
+def planted(clean, folder, sensitivity, false_positives, splits=("train", "tuning"), place=-1):
+    """A token put into the last row of the windows of these shares of positives and of the others."""
+    vocabulary = clean.store.vocabulary
+    token = NUM_SPECIAL + int(np.flatnonzero(vocabulary.counts[NUM_SPECIAL:] == 0)[0])
+    for split_name in splits:
+        split, rows, _, stop = clean.split_labels(split_name)
+        code = np.array(split.code)
+        positive = rows["boolean_value"].to_numpy()
+        # By subject, so that a window does not hold what was put into another one of its subject.
+        subjects, owner = np.unique(rows["subject_id"].to_numpy(), return_inverse=True)
+        rank = np.random.default_rng(0).permutation(len(subjects))[owner] / len(subjects)
+        ever = rows.select(pl.col("boolean_value").any().over("subject_id"))["boolean_value"].to_numpy()
+        chosen = np.where(positive, rank < sensitivity, ~ever & (rank < false_positives))
+        code[stop[chosen] + place] = token
+        world = clean.tampered(folder, split_name, code=code)
+    return world, vocabulary.tokens[token]
+
+
+@pytest.mark.parametrize("rates", [(1.0, 0.0), (0.93, 0.02), (0.65, 0.0)])
+def test_a_token_that_tells_the_label(clean, tmp_path, rates):
+    world, name = planted(clean, tmp_path / "store", *rates)
+    finding = world.only("token")
+    assert name in finding.what
+    positives = clean.labels.filter("boolean_value")["subject_id"]
+    assert set(finding.subjects) <= set(positives)
+
+
+@pytest.mark.parametrize("rates", [(0.75, 0.25), (0.6, 0.08), (0.15, 0.0)])
+def test_a_strong_but_legitimate_token(clean, tmp_path, rates):
+    assert planted(clean, tmp_path / "store", *rates)[0].found("token") == []
+
+
+def test_a_partial_leak_is_stated(clean, tmp_path):
+    world, name = planted(clean, tmp_path / "store", 0.35, 0.0)
+    assert name in world.only("token", "warning").what
+
+
+def test_held_out_labels_are_not_read(clean, tmp_path):
+    assert planted(clean, tmp_path / "store", 1.0, 0.0, splits=("held_out",))[0].found("token") == []
+
+
+def test_a_token_everyone_has_but_positives_in_their_last_visit(clean, tmp_path):
+    split, _, start, stop = clean.split_labels("train")
+    world, name = planted(clean, tmp_path / "store", 1.0, 0.0)
+    code = np.array(world.store.split("train").code)
+    token = world.store.vocabulary.id(name)
+    early = start[split.visit[start + 2] < split.visit[stop - 1]] + 2
+    code[early] = token
+    finding = world.tampered(tmp_path / "store", "train", code=code).found("token")[0]
+    assert f"{name} in the last visit" in finding.what
+    assert finding.severity == "error"
+
+
+def test_a_code_spread_over_its_bins(clean, tmp_path):
+    """No bin alone tells the label, their code does."""
+    world, name = planted(clean, tmp_path / "store", 1.0, 0.0)
+    vocabulary = world.store.vocabulary
+    token = vocabulary.id(name)
+    several = np.bincount(vocabulary.base_ids[NUM_SPECIAL:])
+    base = int(np.flatnonzero(several >= 5)[0])
+    bins = np.flatnonzero(vocabulary.base_ids == base)[1:]
+    for split_name in ("train", "tuning"):
+        code = np.array(world.store.split(split_name).code)
+        code[np.isin(code, np.flatnonzero(vocabulary.base_ids == base))] = NUM_SPECIAL
+        rows = np.flatnonzero(code == token)
+        code[rows] = bins[np.arange(len(rows)) % len(bins)]
+        world = world.tampered(tmp_path / "store", split_name, code=code)
+    finding = world.only("token")
+    assert finding.what == f"one token tells the label: {vocabulary.base_codes[base]}"
+
+
+def multilabel(clean, names, **manifest):
+    """Labels whose categories are given per row of the clean labels."""
+    rows = clean.labels.with_columns(
+        categorical_value=pl.Series(names, dtype=pl.String), boolean_value=pl.lit(None, dtype=pl.Boolean)
+    )
+    return clean.with_labels(rows, kind="multilabel", **manifest)
+
+
+def test_a_category_that_a_token_tells(clean, tmp_path):
+    positive = clean.labels["boolean_value"].to_numpy()
+    names = np.where(positive, "hypertension", "[none]")
+    assert multilabel(clean, names, definitions={"hypertension": ["ICD10CM//I10"]}).found("token") == []
+    world, name = planted(clean, tmp_path / "store", 1.0, 0.0)
+    finding = multilabel(world, names, definitions={"hypertension": ["ICD10CM//I10"]}).only("token")
+    assert finding.what == f"one token tells the label (hypertension): {name}"
+    # Its own code tells recurrence, which is what such a task asks.
+    assert multilabel(world, names, definitions={"hypertension": [name]}).found("token") == []
+    assert multilabel(world, names).only("token", "warning").what == finding.what
+
+
+def test_labels_without_classes_are_not_checked(clean):
+    rows = clean.labels.with_columns(
+        boolean_value=pl.lit(None, dtype=pl.Boolean), float_value=pl.lit(1.5, dtype=pl.Float32)
+    )
+    world = clean.with_labels(rows, kind="regression")
+    notes = {found.check: found.note for found in world.audit().of("not checked")}
+    assert {"windows", "token", "one-class"} <= set(notes)
+    assert notes["token"] == "labels without classes"
