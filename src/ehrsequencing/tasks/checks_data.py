@@ -251,7 +251,7 @@ def _compare(
     matrix = sparse.hstack(
         [sparse.vstack([base[0], other[0]]), *(sparse.csr_array(block) for block in bins)], format="csr"
     )
-    auroc, error = _told_apart(matrix, sides)
+    auroc, error = told_apart(matrix, sides)
     strange = _differing(base, other)
     until = (data.splits[0].until[train], labels.until[chosen])
     distance = _distance(*until)
@@ -279,8 +279,12 @@ def _compare(
     )  # fmt: skip
 
 
-def _told_apart(matrix: sparse.csr_array, side: np.ndarray) -> tuple[float, float]:
+def told_apart(matrix: sparse.csr_array, side: np.ndarray) -> tuple[float, float]:
     """Cross-fitted AUROC of a naive Bayes classifier between two samples, and its standard error under no difference.
+
+    Args:
+        matrix: Zeros and ones [n, features].
+        side: Bool [n], which sample; rows alternate between the halves.
 
     Source: classifier two-sample tests, Lopez-Paz & Oquab 2017, arXiv:1610.06545; the error is Mann-Whitney's.
     """
