@@ -15,8 +15,6 @@ from ehrsequencing.tasks.audit_data import AuditData, Finding, SplitLabels, coun
 EARLIEST = datetime.date(1900, 1, 1)
 SHIFTED_SHARE = 0.5
 """Where this share of subjects have events in the future, the dates were shifted on purpose."""
-DEAD_SHARE = 0.01
-"""Events after death are an error where this share of the dead has them, else a warning."""
 LONE_SHARE, SILENCE_DAYS = 0.001, 365
 UNIT_FACTOR, UNIT_SHARE, UNIT_VALUES = 1.8, 0.01, 20
 HOLE_FACTOR = 3.0
@@ -68,9 +66,8 @@ def _after_death(data: AuditData, owner: np.ndarray, last: np.ndarray, death: np
     after = dead & (last >= death + _DAY)
     if after.any():
         got = f"events of {counted(int(after.sum()), 'subject')} of {int(dead.sum()):,} dead"
-        severity = "error" if after.sum() >= DEAD_SHARE * dead.sum() else "warning"
         what = "events lie a day or more after death"
-        found.append(Finding("dates", severity, what, got, "no event after the day of death", some(owner[after])))
+        found.append(Finding("dates", "error", what, got, "no event after the day of death", some(owner[after])))
     asked = []
     for labels in data.splits:
         died = labels.split.death_time[labels.index]

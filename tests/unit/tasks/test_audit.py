@@ -48,8 +48,8 @@ def test_one_error(faulty):
     assert str(caught.value) == (
         "the audit found 1 error: prevalent: subjects have a code of the task (ICD10CM//I10, ICD10CM//E11) at or "
         f"before the prediction time; got 1 label of 1 subjects, 1 of them positive, such as subject {subject}; "
-        "expected prevalent cases left out of a task of onset. Remedy: correct the labels or the data, or, knowing better, pass "
-        "--accept prevalent"
+        "expected prevalent cases left out of a task of onset. Remedy: correct the labels or the data, or, knowing "
+        "better, pass --accept prevalent"
     )
 
 
