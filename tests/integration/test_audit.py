@@ -63,9 +63,8 @@ def test_a_fault_fails_the_audit_in_one_line(world, leaky, capsys):
 
 
 def test_a_fine_tuning_fails_before_it_writes_anything(world, leaky, tmp_path, capsys):
-    code, shown = failing(
-        capsys, "finetune", world.store, leaky[0], "--out", tmp_path / "run", "--method", "scratch", *SMALL
-    )
+    out = tmp_path / "run"
+    code, shown = failing(capsys, "finetune", world.store, leaky[0], "--out", out, "--method", "scratch", *SMALL)
     assert code == 2
     assert "the audit found 1 error: prevalent" in shown.err
     assert not out.exists()
