@@ -11,18 +11,18 @@ import polars as pl
 
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import AuditError, ConfigError
-from ehrsequencing.tasks import checks_data, checks_labels, checks_leaks
+from ehrsequencing.tasks import checks_data, checks_labels, checks_tokens, checks_windows
 from ehrsequencing.tasks.audit_data import AuditData, Finding
 
 Check = Callable[[AuditData], list[Finding] | str]
 CHECKS: dict[str, Check] = {
-    "future-input": checks_leaks.future_input,
+    "future-input": checks_windows.future_input,
     "follow-up": checks_labels.follow_up,
-    "windows": checks_leaks.windows,
+    "windows": checks_windows.windows,
     "one-class": checks_labels.one_class,
     "split-overlap": checks_labels.split_overlap,
     "prevalent": checks_labels.prevalent,
-    "token": checks_leaks.token,
+    "token": checks_tokens.token,
     "dates": checks_data.dates,
     "units": checks_data.units,
     "shift": checks_data.shift,

@@ -20,6 +20,8 @@ from ehrsequencing.errors import LabelError
 
 MAX_FED = 511
 """Rows of the longest window beside CLS (`model.max_length` is at most 512); a shorter window is a part of it."""
+MOST_CATEGORIES = 200
+"""The commonest are looked at one by one."""
 _ROWS_AT_ONCE = 4_000_000
 _KINDS = {"binary": "boolean_value", "multilabel": "categorical_value", "survival": "integer_value"}
 
@@ -55,6 +57,18 @@ def some(subjects: np.ndarray) -> tuple[int, ...]:
 def counted(number: int, word: str) -> str:
     """`counted(1200, "row")` is "1,200 rows"."""
     return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def worst_first(findings: list[Finding], most: int = 3) -> list[Finding]:
+    """Errors before warnings; the first few, and how many more there are."""
+    ordered = sorted(findings, key=lambda finding: finding.severity)
+    kept = ordered[:most]
+    if more := len(ordered) - len(kept):
+        last = kept[-1]
+        kept[-1] = Finding(
+            last.check, last.severity, last.what, f"{last.got}; {more} more like it", last.expected, last.subjects
+        )
+    return kept
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from scipy import sparse
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from ehrsequencing.data.schema import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, SPLITS, STATIC_TIME
+from ehrsequencing.data.schema import DAYS_PER_YEAR, KINDS, MICROSECONDS_PER_DAY, SPLITS, STATIC_TIME, kind_of_code
 from ehrsequencing.tasks.audit_data import AuditData, Finding, SplitLabels, counted, presence, sample, some
 
 EARLIEST = datetime.date(1900, 1, 1)
 SHIFTED_SHARE = 0.5
 """Where this share of subjects have events in the future, the dates were shifted on purpose."""
+RESULTS_DAYS = 90
+"""Results come in after death, cultures for weeks; no event of a life is that late."""
 LONE_SHARE, SILENCE_DAYS = 0.001, 365
 UNIT_FACTOR, UNIT_SHARE, UNIT_VALUES = 1.8, 0.01, 20
 HOLE_FACTOR = 3.0
@@ -66,8 +68,11 @@ def _after_death(data: AuditData, owner: np.ndarray, last: np.ndarray, death: np
     after = dead & (last >= death + _DAY)
     if after.any():
         got = f"events of {counted(int(after.sum()), 'subject')} of {int(dead.sum()):,} dead"
-        what = "events lie a day or more after death"
-        found.append(Finding("dates", "error", what, got, "no event after the day of death", some(owner[after])))
+        late = bool((last[after] >= death[after] + RESULTS_DAYS * _DAY).any())
+        days = int((last[after] - death[after]).max() // _DAY)
+        what = f"events lie after death, up to {counted(days, 'day')}"
+        expected = f"none after the day of death, or results within {RESULTS_DAYS} days"
+        found.append(Finding("dates", "error" if late else "warning", what, got, expected, some(owner[after])))
     asked = []
     for labels in data.splits:
         died = labels.split.death_time[labels.index]
@@ -113,6 +118,12 @@ def units(data: AuditData) -> list[Finding] | str:
     values = data.store.values
     if not len(values):
         return "no numeric value"
+    vocabulary = data.store.vocabulary
+    coded = vocabulary.base_ids >= 0
+    kinds = {
+        vocabulary.base_codes[code]: KINDS[kind]
+        for code, kind in zip(vocabulary.base_ids[coded].tolist(), vocabulary.kinds[coded].tolist(), strict=True)
+    }
     found = []
     rows_of: dict[str, list[int]] = {}
     for row, code in enumerate(values.codes):
@@ -123,10 +134,11 @@ def units(data: AuditData) -> list[Finding] | str:
             factor = _factor(values.grid[usual], values.grid[row])
             if row == usual or values.n[row] < UNIT_VALUES or not factor:
                 continue
-            share = values.n[row] / values.n[rows].sum()
+            # The doses of a drug are stated by its form (mL, bag, tablet): other quantities, not other units of one.
+            mixed = values.n[row] >= UNIT_SHARE * values.n[rows].sum() and kinds.get(code, kind_of_code(code)) != "drug"
             found.append(
                 Finding(
-                    "units", "error" if share >= UNIT_SHARE else "warning", f"{code} mixes units of different scale",
+                    "units", "error" if mixed else "warning", f"{code} mixes units of different scale",
                     f"{_unit(values.units[usual])} with median {values.grid[usual, 50]:g} ({values.n[usual]:,} values) "
                     f"and {_unit(values.units[row])} with {values.grid[row, 50]:g} ({values.n[row]:,})",
                     f"one unit, or quartiles within a factor of {UNIT_FACTOR}",

@@ -62,7 +62,9 @@ def test_events_after_death(clean, tmp_path):
     death = int(store.death_time[dead])
     assert dated(clean, tmp_path / "near", "last", dead, death + DAY - 1).found("dates") == []
     deaths = sum(int((clean.store.split(name).death_time != STATIC_TIME).sum()) for name in SPLITS)
-    finding = dated(clean, tmp_path / "fault", "last", dead, death + DAY).only("dates")
+    results = dated(clean, tmp_path / "results", "last", dead, death + DAY).only("dates", "warning")
+    assert results.what == "events lie after death, up to 1 day"
+    finding = dated(clean, tmp_path / "fault", "last", dead, death + 90 * DAY).only("dates")
     assert finding.got == f"events of 1 subject of {deaths} dead"
     assert finding.subjects == (int(store.subject_id[dead]),)
 

@@ -1,26 +1,17 @@
-"""Checks of what the input tells about the label: later events, windows by class, tokens that give it away."""
+"""Checks of the windows that a model is fed: later events, and windows that differ between classes."""
 
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
 
 from ehrsequencing.data.schema import KINDS, MICROSECONDS_PER_DAY, STATIC_TIME
-from ehrsequencing.tasks.audit_data import AuditData, Finding, codes_like, counted, presence, sample, some, wilson
+from ehrsequencing.tasks.audit_data import MOST_CATEGORIES, AuditData, Finding, counted, some, wilson, worst_first
 
 CERTAIN, STRONG = 0.8, 0.6
 """Youden's J (sensitivity + specificity - 1) of one number or token alone from which it is a leak, or stated."""
-TOLD = 0.7
-"""The same for a token to be stated: legitimate predictors reach more than a window's length does."""
 LOWER_SHARE = 0.6
 """The lower end of its interval must reach this share of the threshold."""
 ATOM_DIFFERENCE = 0.5
-PURE, COVERED = 0.98, 0.5
-"""A token is a leak too where this share of its examples is positive and it is in this share of all positives."""
-STATED = 0.25
-"""A token as pure in this share of all positives is stated."""
-MOST_CATEGORIES = 200
-_MOST_ROWS = 8_000_000
 _LEAST_SUBJECTS = 10
 _LEAST_LEADS = 20
 _QUANTILES = 33
@@ -68,11 +59,11 @@ def windows(data: AuditData) -> list[Finding] | str:
     numbers = _window_numbers(data)
     half = np.unique(data.subject_id[example], return_inverse=True)[1] % 2
     found = []
-    for category, positive in _categories(data, example):
+    for category, positive in _groups(data, example):
         subjects = np.array([len(np.unique(data.subject_id[example[positive == side]])) for side in (True, False)])
         if subjects.min() < _LEAST_SUBJECTS:
             continue
-        named = "" if data.kind == "binary" else f" of {category}"
+        named = f" of {category}" if category else ""
         for name, values in numbers.items():
             strength, lower = _told_by(values, positive, half, subjects)
             severity = _severity(strength, lower)
@@ -89,7 +80,7 @@ def windows(data: AuditData) -> list[Finding] | str:
                 )  # fmt: skip
         found += _atoms(data, example, numbers[_GAP], positive, subjects, named)
     found += _leads(data)
-    return _worst_first(found)
+    return worst_first(found)
 
 
 _GAP = "days from the last event to the prediction time"
@@ -116,14 +107,20 @@ def _window_numbers(data: AuditData) -> dict[str, np.ndarray]:
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _categories(data: AuditData, example: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """The commonest categories with who is positive, bool [n]; of several also any of them."""
+def _groups(data: AuditData, example: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Who is positive, bool [n], by category.
+
+    Categories that share their examples share their windows, so there only examples with any of them are set against
+    those with none.
+    """
     table = data.positive[:, example]
+    everybody = table.max(axis=0).toarray().ravel() > 0
+    if len(data.categories) == 1:
+        return [("" if data.kind == "binary" else data.categories[0], everybody)]
+    if table.sum(axis=0).max() > 1:
+        return [("any category", everybody)]
     order = np.argsort(-table.sum(axis=1), kind="stable")[:MOST_CATEGORIES]
-    chosen = [(data.categories[row], table[[row]].toarray()[0] > 0) for row in order]
-    if len(data.categories) > 1:
-        chosen.append(("any category", table.max(axis=0).toarray().ravel() > 0))
-    return chosen
+    return [(data.categories[row], table[[row]].toarray()[0] > 0) for row in order]
 
 
 def _told_by(values: np.ndarray, positive: np.ndarray, half: np.ndarray, subjects: np.ndarray) -> tuple[float, float]:
@@ -206,107 +203,6 @@ def _leads(data: AuditData) -> list[Finding]:
             "prediction times set without knowing the outcome", some(data.subject_id[owner[lead == value[atom]]]),
         )
     ]  # fmt: skip
-
-
-def token(data: AuditData) -> list[Finding] | str:
-    """No single token may give the label away."""
-    if not data.categories:
-        return "labels without classes"
-    vocabulary = data.store.vocabulary
-    parts, examples = [], []
-    names: tuple[str, ...] = ()
-    codes = np.zeros(0, dtype=np.int64)
-    lengths = [labels.windows.lengths for labels in data.fitted]
-    budget = _MOST_ROWS / max(1, sum(int(rows.sum()) for rows in lengths))
-    for labels, rows in zip(data.fitted, lengths, strict=True):
-        found = presence(labels, sample(rows, int(np.ceil(budget * rows.sum()))), vocabulary)
-        parts.append(found.matrix)
-        examples.append(found.example)
-        names, codes = found.names, found.codes
-    matrix, example = sparse.vstack(parts, format="csc"), np.concatenate(examples)
-    frequent = np.flatnonzero(matrix.sum(axis=0) >= _LEAST_SUBJECTS)
-    matrix, codes = matrix[:, frequent], codes[frequent]
-    by_example = matrix.tocsr()
-    total = matrix.sum(axis=0)
-    findings = []
-    for category, positive in _categories(data, example):
-        asked, present, known = np.ones(len(example), dtype=bool), total, True
-        if data.kind == "multilabel":
-            # Of those who have the code already the task asks its recurrence, which tokens may well tell: no leak.
-            own = _own_codes(data, category)
-            prior = matrix[:, np.flatnonzero(own[codes])].sum(axis=1) > 0
-            asked, present, known = ~prior, total - by_example[np.flatnonzero(prior)].sum(axis=0), bool(own.any())
-        chosen, others = positive & asked, asked & ~positive
-        hits = by_example[np.flatnonzero(chosen)].sum(axis=0)
-        finding = _revealing(data, example, chosen, others, hits, present - hits)
-        if finding is None:
-            continue
-        column, severity, strength, covered = finding
-        severity = severity if known else "warning"
-        holds = matrix[:, [column]].toarray().ravel() > 0
-        where = "" if data.kind == "binary" else f" ({category})"
-        findings.append(
-            Finding(
-                "token", severity, f"one token tells the label{where}: {names[frequent[column]]}",
-                f"in {int(hits[column]):,} of {int(chosen.sum()):,} positives and "
-                f"{int(present[column] - hits[column]):,} of {int(others.sum()):,} others",
-                f"less than {PURE:.0%} positive among those with it, or less than {covered:.0%} of positives with it"
-                if covered
-                else f"J below {CERTAIN if severity == 'error' else TOLD} (here {abs(strength):.2f})",
-                some(data.subject_id[example[holds & (chosen if strength > 0 else others)]]),
-            )
-        )  # fmt: skip
-    return _worst_first(findings)
-
-
-def _own_codes(data: AuditData, category: str) -> np.ndarray:
-    """Bool [base codes + 1]: the codes that a category of a multi-label task stands for."""
-    definitions = data.manifest.get("definitions")
-    prefixes = definitions.get(category) if isinstance(definitions, dict) else None
-    known = codes_like(data.store.vocabulary, prefixes if isinstance(prefixes, list) and prefixes else [category])
-    return np.append(known, False)
-
-
-def _revealing(
-    data: AuditData,
-    example: np.ndarray,
-    positive: np.ndarray,
-    negative: np.ndarray,
-    hits: np.ndarray,
-    misses: np.ndarray,
-) -> tuple[int, str, float, float | None] | None:
-    """The most telling feature: its column, severity, J, and the share of positives where purity tells."""
-    groups = [data.subject_id[example[group]] for group in (positive, negative)]
-    n1, n0 = (len(np.unique(group)) for group in groups)
-    if min(n1, n0) < _LEAST_SUBJECTS:
-        return None
-    t1, t0 = int(positive.sum()), int(negative.sum())
-    strength = hits / t1 - misses / t0
-    (low1, high1), (low0, high0) = wilson(hits, t1, n1), wilson(misses, t0, n0)
-    lower = np.where(strength > 0, low1 - high0, low0 - high1)
-    certain = (np.abs(strength) >= CERTAIN) & (lower >= LOWER_SHARE * CERTAIN)
-    share = hits / np.maximum(hits + misses, 1)
-    pure = (share >= PURE) & (hits >= COVERED * t1) & (t1 <= t0) & (lower >= LOWER_SHARE * COVERED)
-    partly = (share >= PURE) & (hits >= STATED * t1) & (t1 <= t0) & (lower >= LOWER_SHARE * STATED)
-    strong = (np.abs(strength) >= TOLD) & (lower >= LOWER_SHARE * STRONG)
-    rules = ((certain, "error", None), (pure, "error", COVERED), (strong, "warning", None), (partly, "warning", STATED))
-    for mask, severity, covered in rules:
-        if mask.any():
-            column = int(np.argmax(np.where(mask, np.abs(strength), -1)))
-            return column, severity, float(strength[column]), covered
-    return None
-
-
-def _worst_first(findings: list[Finding], most: int = 3) -> list[Finding]:
-    """Errors before warnings; the first few, and how many more there are."""
-    ordered = sorted(findings, key=lambda finding: finding.severity)
-    kept = ordered[:most]
-    if more := len(ordered) - len(kept):
-        last = kept[-1]
-        kept[-1] = Finding(
-            last.check, last.severity, last.what, f"{last.got}; {more} more like it", last.expected, last.subjects
-        )
-    return kept
 
 
 def _number(value: float) -> str:
