@@ -48,7 +48,8 @@ def token(data: AuditData) -> list[Finding] | str:
     frequent = np.flatnonzero(matrix.sum(axis=0) >= _LEAST_SUBJECTS)
     matrix, names, codes = matrix[:, frequent].tocsc(), parts[0].names, parts[0].codes[frequent]
     several = len(data.categories) > 1
-    findings, tested = [], 0
+    told: list[tuple[float, Finding]] = []
+    tested = 0
     for category, known, positive, negative, hits, misses in _questions(data, example, matrix, codes):
         tested += 1
         found = _revealing(data, example, positive, negative, hits, misses)
@@ -59,17 +60,19 @@ def token(data: AuditData) -> list[Finding] | str:
             severity = "warning"
         holds = matrix[:, [column]].toarray().ravel() > 0
         where = "" if data.kind == "binary" else f" ({category})"
-        findings.append(
-            Finding(
-                "token", severity, f"one token tells the label{where}: {names[frequent[column]]}",
-                f"in {int(hits[column]):,} of {int(positive.sum()):,} positives and {int(misses[column]):,} of "
-                f"{int(negative.sum()):,} others",
-                f"less than {PURE:.0%} positive among those with it, or less than {covered:.0%} of positives with it"
-                if covered
-                else f"J below {CERTAIN if severity == 'error' else STRONG} (here {abs(strength):.2f})",
-                some(data.subject_id[example[holds & (positive if strength > 0 else negative)]]),
-            )
-        )  # fmt: skip
+        counts = (
+            f"in {int(hits[column]):,} of {int(positive.sum()):,} positives and {int(misses[column]):,} of "
+            f"{int(negative.sum()):,} others"
+        )
+        limit = (
+            f"less than {PURE:.0%} positive among those with it, or less than {covered:.0%} of positives with it"
+            if covered
+            else f"J below {CERTAIN if severity == 'error' else STRONG} (here {abs(strength):.2f})"
+        )
+        what = f"one token tells the label{where}: {names[frequent[column]]}"
+        named = some(data.subject_id[example[holds & (positive if strength > 0 else negative)]])
+        told.append((abs(strength), Finding("token", severity, what, counts, limit, named)))
+    findings = [finding for _, finding in sorted(told, key=lambda pair: -pair[0])]
     if sum(finding.severity == "error" for finding in findings) < MANY * tested:
         findings = [replace(finding, severity="warning") for finding in findings]
     return worst_first(findings)

@@ -176,6 +176,11 @@ def test_a_few_values_in_another_unit(tmp_path):
     assert rare.only("units", "warning").what == "LOINC//2345-7 mixes units of different scale"
 
 
+def test_forms_of_a_drug_are_other_quantities(tmp_path):
+    doses = measured(tmp_path, {"mL": glucose(400), "BAG": np.ones(200)}, code="RXNORM//313002")
+    assert doses.only("units", "warning").what == "RXNORM//313002 mixes units of different scale"
+
+
 def test_two_units_under_one_name(tmp_path):
     mixed = np.concatenate([glucose(300), glucose(100, 1 / 18, 1)])
     assert measured(tmp_path / "mixed", {None: mixed}).only("units", "warning").what == (

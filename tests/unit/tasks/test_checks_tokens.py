@@ -96,6 +96,31 @@ def test_a_category_that_a_token_tells(clean, tmp_path):
     assert multilabel(world, names).only("token", "warning").what == finding.what
 
 
+def test_one_category_of_many_warns_and_some_of_many_fail(clean, tmp_path):
+    """Codes that follow others by protocol are expected among many categories; a leak in a twentieth is not."""
+    world, name = planted(clean, tmp_path / "store", 1.0, 0.0)
+    positive = world.labels["boolean_value"].to_numpy()
+    place = np.arange(len(positive))
+
+    def of(categories):
+        leaking = pl.Series(np.where(positive, "leaking", "[none]"))
+        rows = [world.labels.with_columns(categorical_value=leaking).filter(pl.col("categorical_value") != "[none]")]
+        rows += [
+            world.labels.with_columns(categorical_value=pl.lit(f"category {number}")).filter(
+                pl.Series(place % 7 == number % 7)
+            )
+            for number in range(categories)
+        ]
+        none = world.labels.join(pl.concat(rows), on=["subject_id", "prediction_time"], how="anti")
+        rows.append(none.with_columns(categorical_value=pl.lit("[none]")))
+        definitions = {f"category {number}": ["ICD10CM//Z"] for number in range(categories)}
+        labels = pl.concat(rows).with_columns(boolean_value=pl.lit(None, dtype=pl.Boolean))
+        return world.with_labels(labels, kind="multilabel", definitions={**definitions, "leaking": ["ICD10CM//I10"]})
+
+    assert of(6).only("token").what == f"one token tells the label (leaking): {name}"
+    assert of(30).only("token", "warning").what == f"one token tells the label (leaking): {name}"
+
+
 def test_labels_without_classes_are_not_checked(clean):
     rows = clean.labels.with_columns(
         boolean_value=pl.lit(None, dtype=pl.Boolean), float_value=pl.lit(1.5, dtype=pl.Float32)

@@ -120,3 +120,30 @@ def test_times_counted_back_from_the_outcome(clean):
     assert "exactly 30 days before it" in counted_back[0].got
     honest = clean.moved(lambda positive: random / DAY)
     assert honest.found("windows") == []
+
+
+def named(world, names):
+    rows = world.labels.with_columns(categorical_value=pl.Series(names), boolean_value=pl.lit(None, dtype=pl.Boolean))
+    return world.with_labels(rows, kind="multilabel")
+
+
+def test_windows_of_several_classes(clean):
+    """Each example has one class: each class may have windows of its own."""
+    place = np.arange(len(clean.labels)) % 3
+    names = np.array(["a", "b", "c"])[place]
+    assert named(clean, names).found("windows") == []
+    gap = clean.moved(lambda positive: np.where(place == 1, 0.5, 0))
+    findings = named(gap, names).found("windows")
+    assert (
+        findings[0].what
+        == "the days from the last event to the prediction time alone tells positives of b from the others"
+    )
+
+
+def test_categories_of_shared_examples_share_their_windows(clean):
+    place = np.arange(len(clean.labels)) % 3
+    gap = clean.moved(lambda positive: np.where(place == 1, 0.5, 0))
+    first = named(gap, np.where(place == 1, "a", "[none]")).labels
+    both = first.filter(pl.col("categorical_value") == "a").with_columns(categorical_value=pl.lit("b"))
+    finding = gap.with_labels(pl.concat([first, both]), kind="multilabel").found("windows")[0]
+    assert "of any category from the others" in finding.what
