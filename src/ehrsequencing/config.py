@@ -90,8 +90,12 @@ class LoraOptions(_Strict):
         return self
 
 
+METHOD_LR = {"full": 5e-4}
+"""Peak learning rate where none is given and `OptimOptions` has another: pretrained weights bear less."""
+
+
 class FinetuneConfig(_Strict):
-    """`ehrseq finetune`."""
+    """`ehrseq finetune`; `optim.lr` defaults to `METHOD_LR` of the method."""
 
     method: Literal["lora", "full", "probe", "scratch"] = "lora"
     lora: LoraOptions = Field(default_factory=LoraOptions)
@@ -99,6 +103,15 @@ class FinetuneConfig(_Strict):
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
     accept: list[str] = Field(default_factory=list, description="checks of the audit whose errors are accepted")
+
+    @model_validator(mode="after")
+    def _learning_rate_of_method(self) -> FinetuneConfig:
+        given = self.optim.model_fields_set
+        if "lr" not in given and self.method in METHOD_LR:
+            # A default stays a default: a resumption compares what was asked for, not what followed from it.
+            values = self.optim.model_dump() | {"lr": METHOD_LR[self.method]}
+            self.optim = OptimOptions.model_construct(_fields_set=set(given), **values)
+        return self
 
 
 AnyConfig = TypeVar("AnyConfig", bound=_Strict)

@@ -28,7 +28,8 @@ def test_random_mode_warns_and_stays_at_its_floor(tmp_path):
     assert "no model can beat the unigram floor" in done.stderr
     metrics = json.loads((tmp_path / "control" / "summary.json").read_text())["metrics"]
     own, floor = metrics["behrt-small"]["mlm/mlm_loss"]["value"], metrics["floor: unigram"]["mlm/mlm_loss"]["value"]
-    assert own > floor - 0.05, "independent random codes cannot be predicted better than by their frequency"
+    assert own > floor - 0.02, "independent random codes cannot be predicted better than by their frequency"
+    assert metrics["behrt-small"]["mlm/mlm_accuracy"]["value"] < 0.02, "what is shown unchanged does not count"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from ehrsequencing.benchmarks.compare import compare
-from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
+from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config
 from ehrsequencing.errors import CheckpointError, ConfigError, LabelError, RunError
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
@@ -73,6 +73,28 @@ def test_architecture_options_beside_a_base_are_refused(world, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.max_length would have no effect"):
         pretrain(world.store, tmp_path / "run", load_config(PretrainConfig, overrides=TINY), from_run=world.pretrained)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_states_the_architecture_of_its_base(world, lora):
+    stated = read_config(FinetuneConfig, lora / "config.toml").model
+    built = json.loads((lora / "model" / "config.json").read_text())["config"]
+    assert (stated.max_length, stated.position) == (built["max_length"], built["position"])
+    assert stated.max_length == TINY["model.max_length"]
+    assert json.loads((lora / "hyperparameters.json").read_text())["model"]["max_length"] == stated.max_length
+
+
+def test_the_best_of_either_side_are_always_compared(world, lora, tmp_path):
+    scratch = load_config(FinetuneConfig, overrides={**TINY, "method": "scratch", "loop.epochs": 1})
+    finetune(world.store, world.labels, tmp_path / "scratch", scratch)
+    for runs in ([lora, tmp_path / "scratch"], [tmp_path / "scratch", lora]):
+        found = compare(runs, world.store, world.labels, baselines=("logistic_regression",), resamples=100)
+        paired = {(frozenset((pair["a"], pair["b"])), pair["metric"]) for pair in found.differences}
+        for key in {pair["metric"] for pair in found.differences}:
+            sign = 1 if found.metrics["behrt-small-lora"][key]["higher_is_better"] else -1
+            best = max(
+                ("behrt-small-lora", "behrt-small-scratch"), key=lambda name: sign * found.metrics[name][key]["value"]
+            )
+            assert (frozenset((best, "logistic_regression")), key) in paired
 
 
 def test_labels_of_another_dataset_are_refused(world, tmp_path):

@@ -26,11 +26,13 @@ from ehrsequencing.io import atomic_path, read_json, write_json, write_text
 from ehrsequencing.tracking.report import write_report
 from ehrsequencing.tracking.report_data import read_report_data, write_report_data
 from ehrsequencing.tracking.text import summary_text
+from ehrsequencing.tracking.words import best_model
 from ehrsequencing.training.finetune import binary_examples
 from ehrsequencing.training.runs import flow_section
 
 BASELINES = ("logistic_regression", "random_forest", "xgboost")
 METRIC_NAMES = ("auroc", "auprc", "f1", "brier", "ece")
+PAIRED_METRICS = ("auroc", "auprc", "brier")
 
 
 @dataclass
@@ -95,7 +97,7 @@ def compare(
     twice = [str(run) for index, run in enumerate(runs) if run.resolve() in [r.resolve() for r in runs[:index]]]
     if twice:
         raise ConfigError(f"{twice[0]} is named twice", remedy="name each run once")
-    store = TokenStore.open(store_path)
+    store = TokenStore.open(store_path).verify()
     labels, manifest = read_labels(labels_path)
     examples = binary_examples(store, labels, str(labels_path), SPLITS)
     task = str(manifest.get("task", Path(labels_path).stem))
@@ -120,10 +122,26 @@ def compare(
         _difference(against, arm, metric, examples["held_out"], task, resamples, seed)
         for arm in arms
         if arm is not against
-        for metric in ("auroc", "auprc", "brier")
+        for metric in PAIRED_METRICS
     ]
+    for metric in PAIRED_METRICS:
+        pair = _best_of_each(arms, metrics, f"{task}/{metric}")
+        if pair and against not in pair:
+            differences.append(_difference(*pair, metric, examples["held_out"], task, resamples, seed))
     report = _report_sections(arms, examples, manifest, task, differences)
     return Comparison(task, examples, arms, metrics, differences, report)
+
+
+def _best_of_each(arms: list[Arm], metrics: dict[str, dict[str, dict[str, Any]]], key: str) -> tuple[Arm, Arm] | None:
+    """The best trained model and the best baseline by one metric: the pair that says whether it was worth it."""
+    chosen = []
+    for baseline in (False, True):
+        entries = {arm.name: metrics[arm.name][key] for arm in arms if (arm.kind == "baseline") == baseline}
+        if not entries:
+            return None
+        chosen.append(best_model(entries, key))
+    by_name = {arm.name: arm for arm in arms}
+    return by_name[chosen[0]], by_name[chosen[1]]
 
 
 def save_predictions(comparison: Comparison, folder: Path) -> None:

@@ -25,7 +25,7 @@ from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
 
-TASK = "onset:ICD10CM//I50@365"
+TASK = "heart_failure_1y"
 
 
 def run_demo(
@@ -73,7 +73,7 @@ def run_demo(
                 progress=lambda done, total: update("prepare", done, total),
             )
         frame, manifest = build_labels(dataset, parse_task(TASK))
-        labels = out / "labels" / "onset_heart_failure_365d.parquet"
+        labels = out / "labels" / f"{TASK}.parquet"
         write_labels(labels, frame, manifest)
         for row in manifest["flow"]:
             say(f"     {row['rows']:>9,} histories of {row['subjects']:>7,} subjects  {row['step']}")

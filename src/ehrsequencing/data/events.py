@@ -13,6 +13,18 @@ Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 REQUIRED = ("subject_id", "time", "code")
 
 
+def collect(frame: pl.LazyFrame, where: str) -> pl.DataFrame:
+    """Read a lazy frame; a file damaged in its middle shows only now.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return frame.collect()
+    except (pl.exceptions.ComputeError, OSError) as problem:
+        raise DataError(f"{where} is not readable parquet", got=str(problem).splitlines()[0]) from None
+
+
 def normalise_time(frame: Frame, column: str, where: str) -> Frame:
     """Make a column of times naive UTC microseconds; dates, other units, time zones and ISO strings are converted.
 
@@ -25,7 +37,7 @@ def normalise_time(frame: Frame, column: str, where: str) -> Frame:
         time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     elif found == pl.String:
         time = time.str.to_datetime(time_unit="us", strict=False)
-        bad = frame.lazy().filter(pl.col(column).is_not_null() & time.is_null()).select(column).collect()
+        bad = collect(frame.lazy().filter(pl.col(column).is_not_null() & time.is_null()).select(column), where)
         if len(bad):
             raise DataError(
                 f"column {column} of {where} has values that are no times", got=f"{len(bad)}, first {bad.item(0, 0)!r}",

@@ -11,6 +11,7 @@ import polars as pl
 
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.encode import Encoder
+from ehrsequencing.data.events import collect
 from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
 from ehrsequencing.data.store import MARK, SplitWriter, TokenStore, write_manifest
 from ehrsequencing.data.survey import Survey, is_event, survey
@@ -144,8 +145,8 @@ def _check_options(
         raise ConfigError("min_count must be positive", got=min_count, expected="1 or more")
     if not 2 <= value_bins <= _MAX_VALUE_BINS:
         raise ConfigError("value_bins is out of range", got=value_bins, expected=f"2 to {_MAX_VALUE_BINS}")
-    if not max_age_years > 0:
-        raise ConfigError("max_age_years must be positive", got=max_age_years, expected="more than 0")
+    if not 0 < max_age_years < float("inf"):
+        raise ConfigError("max_age_years must be positive", got=max_age_years, expected="more than 0, and finite")
     if extend_vocabulary and vocabulary_from is None:
         raise ConfigError(
             "extend_vocabulary has nothing to extend", got="no vocabulary_from", expected="a store or model folder"
@@ -225,7 +226,7 @@ def _write_split(
     visits = static = numbers = without_statistics = 0
     with SplitWriter(folder, subject_ids, lengths["rows"].to_numpy()) as writer:
         for path, frame in zip(dataset.shards(split), dataset.frames(split), strict=True):
-            shard = encoder.encode(frame.collect(), str(path))
+            shard = encoder.encode(collect(frame, str(path)), str(path))
             position = np.searchsorted(subject_ids, shard.subject_id)
             writer.write_rows(position, shard.columns)
             birth[position], death[position] = shard.birth_time, shard.death_time

@@ -37,6 +37,7 @@ from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.loop import Trainer
 from ehrsequencing.training.plans import ClassificationPlan
 from ehrsequencing.training.runs import (
+    as_built,
     batch_source,
     check_identity,
     config_hash,
@@ -101,7 +102,7 @@ def finetune(
             got=f"--from {from_run}",
             remedy="leave out --from, or --method full",
         )
-    store = TokenStore.open(store_path)
+    store = TokenStore.open(store_path).verify()
     labels, manifest = read_labels(labels_path)
     check_origin(store, manifest, str(labels_path))
     examples = binary_examples(store, labels, str(labels_path), ("train", "tuning"))
@@ -119,6 +120,9 @@ def finetune(
     seed_everything(config.loop.seed)
     with warnings_to(observer, notes):
         model = _build(config, base_folder, store)
+    if base_folder is not None:
+        start = as_built(start, model.config)
+        config = start.config
     identity = {
         "store": store.fingerprint,
         "labels": labels_hash(labels_path),
