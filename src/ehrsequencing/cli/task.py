@@ -1,4 +1,4 @@
-"""`ehrseq task build` and `ehrseq task list`."""
+"""`ehrseq task build` and `ehrseq task list`; `ehrseq task audit` is in `cli.audit`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ehrsequencing.cli.audit import audit
 from ehrsequencing.cli.common import Overwrite, progress_bars, say, show_table
 
 app = typer.Typer(help="Cohorts and labels.", no_args_is_help=True, rich_markup_mode=None)
+app.command("audit")(audit)
 
 
 @app.command("list")

@@ -190,15 +190,9 @@ class BatchSource:
     def build(self, chosen: np.ndarray) -> Batch:
         """The batch of these examples, int64 [B] positions in `examples`, in this order."""
         split, windows, count = self.split, self._windows, len(chosen)
-        static, recent = windows.static[chosen], windows.recent[chosen]
-        lengths = self.lengths[chosen] - 1
+        static, lengths = windows.static[chosen], self.lengths[chosen] - 1
         width = 1 + int(lengths.max(initial=0))
-        # Flat list of the kept rows: example, position within it, row in the store.
-        example = np.repeat(np.arange(count), lengths)
-        position = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        skipped = recent - windows.start[chosen] - static
-        row = np.repeat(windows.start[chosen], lengths) + position
-        row += np.where(position >= static[example], skipped[example], 0)
+        example, position, row = windows.rows(chosen)
         cell = example * width + 1 + position
 
         def grid(flat: np.ndarray, fill: float, dtype: type) -> np.ndarray:

@@ -61,6 +61,23 @@ class Windows:
         """Kept rows, int64 [n]."""
         return self.static + self.stop - self.recent
 
+    def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Kept rows of these examples, one after the other.
+
+        Args:
+            chosen: int64 [m], positions of examples.
+
+        Returns:
+            int64 [rows] each: position in `chosen`, place within the example, and row of the split.
+        """
+        lengths, static = self.lengths[chosen], self.static[chosen]
+        example = np.repeat(np.arange(len(chosen)), lengths)
+        place = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        row = np.repeat(self.start[chosen], lengths) + place
+        skipped = self.recent[chosen] - self.start[chosen] - static
+        row += np.where(place >= static[example], skipped[example], 0)
+        return example, place, row
+
 
 def truncated(split: SplitStore, indices: np.ndarray, until: np.ndarray, max_rows: int) -> Windows:
     """Cut histories to `max_rows` rows: static rows stay, then the most recent rows.

@@ -89,6 +89,7 @@ def _body(
         ("parameters", "What was trained", sections.parameters(data.parameters, names)),
         ("cohort", "Cohort", sections.cohort(data.cohort)),
         ("data", "Data", sections.pairs(data.data)),
+        ("audit", "Leakage audit", sections.audit(data.audit)),
         ("baselines", "Baselines", sections.baselines(data.baselines, names)),
         ("caveats", "Caveats", sections.listing(caveats)),
         ("settings", "Settings", sections.pairs(flatten(settings))),

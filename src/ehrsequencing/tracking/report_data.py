@@ -120,6 +120,14 @@ class Baseline(_Section):
     chosen: Any = Field(None, description="setting chosen on tuning")
 
 
+class AuditRow(_Section):
+    """One check of the leakage audit."""
+
+    check: str = Field(description="its name, as `--accept` takes it")
+    result: str = Field(description="passed, warning, error, accepted or not checked")
+    found: list[str] = Field(description="what was found, one sentence each")
+
+
 class ReportData(_Section):
     """The whole of `report_data.json`."""
 
@@ -140,6 +148,7 @@ class ReportData(_Section):
     )
     cohort: Cohort | None = Field(None, description="flow from raw records to rows")
     data: dict[str, str | int | float | bool | None] = Field({}, description="statistics of the data")
+    audit: list[AuditRow] = Field([], description="checks made before training")
     baselines: dict[str, Baseline] = Field({}, description="{name: features, grid, chosen}")
     caveats: list[str] = Field([], description="what a reader must not conclude")
     commands: list[str] = Field([], description="how it was made, one command each")

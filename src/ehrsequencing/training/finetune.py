@@ -1,6 +1,6 @@
 """Fine-tuning: a token store, labels and (usually) a pretrained run in; an adapted model out.
 
-Held-out subjects are never read here; `ehrseq evaluate` judges on them.
+Held-out subjects are audited here and never trained or tuned on; `ehrseq evaluate` judges on them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ehrsequencing.models.lora import (
     parameter_report,
     save_lora_weights,
 )
+from ehrsequencing.tasks.audit import audit
 from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.loop import Trainer
@@ -86,6 +87,7 @@ def finetune(
     Raises:
         ConfigError: the method and `from_run` do not fit, or `out` overlaps store or labels or lies in a dataset.
         LabelError: no label in train or tuning, or a single class.
+        AuditError: the leakage audit found an error that `config.accept` does not name.
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
     observer = observer or Observer()
@@ -112,6 +114,11 @@ def finetune(
     )
     config = start.config
     notes: list[str] = []
+    audited = audit(store, labels, manifest, accept=config.accept)
+    audited.raise_errors()
+    for note in audited.notes():
+        observer.say(note)
+    notes += audited.notes()
     seed_everything(config.loop.seed)
     with warnings_to(observer, notes):
         model = _build(config, base_folder, store)
@@ -150,6 +157,7 @@ def finetune(
         "vocabulary_hash": store.vocabulary.hash,
         "from_run": str(Path(from_run).resolve()) if from_run is not None else None,
         "parameters": parameters,
+        "audit": audited.rows(),
         "examples": {split: len(examples[split].index) for split in examples},
         "positives": {split: int(_targets(examples[split]).sum()) for split in examples},
     }
@@ -213,6 +221,7 @@ def finetune(
                 "parameters": {name: parameter_section(report)},
                 "cohort": flow_section(manifest),
                 "data": describe_store(store),
+                "audit": audited.rows(),
                 "caveats": [
                     "These figures are on tuning subjects, which also chose the best epoch; "
                     "run `ehrseq evaluate` for held-out figures with intervals.",

@@ -402,6 +402,7 @@ def _labels(encounters: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
         "kind": "binary",
         "prediction_time": "discharge of the encounter, inclusive; before the patient's next admission",
         "horizon_days": 30,
+        "follow_up": "source",
         "rules": [
             "positive where the publisher's `readmitted` is '<30', negative where it is 'NO' or '>30'",
             "every encounter counts, the last one of a patient included",
