@@ -13,31 +13,32 @@ from sklearn.linear_model import LogisticRegression
 
 from ehrsequencing.baselines.fitted import FittedBaseline, Predict, Search
 
-STRENGTHS = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
-BALANCED_STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1)
-SHORT_STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1)
-"""Inverse strengths C of the ridge penalty, strongest penalty first so that each fit starts from the last."""
+RIDGE, LASSO = "ridge", "lasso"
+LINEAR_GRID: tuple[tuple[str, str | None, tuple[float, ...]], ...] = (
+    (RIDGE, None, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
+    (LASSO, None, (3e-3, 1e-2, 3e-2, 0.1, 0.3)),
+    (RIDGE, "balanced", (1e-3,)),
+    (LASSO, "balanced", (1e-2,)),
+)
+SHORT_LINEAR_GRID = ((RIDGE, None, (3e-4, 3e-3)), (LASSO, None, (1e-2, 5e-2)))
+"""Penalty, class weights and inverse strengths C, strongest penalty first so that each fit starts from the last."""
 _MAX_ITERATIONS = 300
 _LEAST_DEVIATION = 0.3
 
 
 def fit_logistic_regression(search: Search) -> FittedBaseline:
-    """Ridge logistic regression along a path of C, and along a coarser one with the classes weighted equally.
+    """Logistic regression with a ridge or a lasso penalty, along paths of C.
 
     Columns are divided by their standard deviation in train and not centred, which keeps them sparse; the deviation
     counts as at least 0.3, that of a code present in a tenth of the rows, so that rarer ones are held back more.
     A fit that meets the iteration limit is used and marked `converged: False` in the tuning table.
     """
     scale = inverse_deviation(search.X_train)
-    train, tuning = search.X_train @ scale, search.X_tuning @ scale
-    paths = (
-        [(None, SHORT_STRENGTHS)] if search.short else [(None, STRENGTHS), ("balanced", BALANCED_STRENGTHS)]
-    )
-    total = sum(len(strengths) for _, strengths in paths)
-    for weight, strengths in paths:
-        model = LogisticRegression(
-            C=strengths[0], class_weight=weight, max_iter=_MAX_ITERATIONS, tol=1e-4, warm_start=True
-        )
+    train, tuning = (search.X_train @ scale).tocsr(), search.X_tuning @ scale
+    grid = SHORT_LINEAR_GRID if search.short else LINEAR_GRID
+    total = sum(len(strengths) for *_, strengths in grid)
+    for penalty, weight, strengths in grid:
+        model = _model(penalty, weight, search.seed)
         shift = np.log(search.odds_weight) if weight else 0.0
         for C in strengths:
             started = time.perf_counter()
@@ -48,10 +49,21 @@ def fit_logistic_regression(search: Search) -> FittedBaseline:
                 model.fit(train, search.y_train)
             seconds = time.perf_counter() - started
             weights, intercept = model.coef_[0].astype(np.float64), float(model.intercept_[0]) - shift
-            options = {"C": C, "class_weight": weight, "converged": bool(model.n_iter_[0] < _MAX_ITERATIONS)}
+            converged = bool(model.n_iter_[0] < _MAX_ITERATIONS)
+            options = {"penalty": penalty, "C": C, "class_weight": weight, "converged": converged}
             predictor = _predictor(scale @ weights, intercept)
             search.offer(options, predictor, _predictor(weights, intercept)(tuning), total, seconds)
     return search.finish("logistic_regression")
+
+
+def _model(penalty: str, weight: str | None, seed: int) -> LogisticRegression:
+    if penalty == RIDGE:
+        return LogisticRegression(class_weight=weight, max_iter=_MAX_ITERATIONS, tol=1e-4, warm_start=True)
+    # liblinear penalises the intercept, too; the scaling makes that a tenth of a weight's penalty.
+    return LogisticRegression(
+        l1_ratio=1.0, solver="liblinear", class_weight=weight, max_iter=_MAX_ITERATIONS, tol=1e-3,
+        intercept_scaling=10.0, random_state=seed,
+    )  # fmt: skip
 
 
 def inverse_deviation(X: sparse.csr_matrix) -> sparse.dia_matrix:

@@ -36,7 +36,7 @@ def fit_baseline(
         X_train, X_tuning: Float [rows, features] from one `CountFeatures`.
         y_train, y_tuning: Bool [rows].
         progress: Called as `progress(settings done, settings in all)`.
-        short: Try few settings, for tasks that need a model per category.
+        short: Try few settings, for tasks that need a model per category; random forest has no short form.
 
     Raises:
         ConfigError: unknown name.

@@ -16,37 +16,41 @@ from ehrsequencing.baselines.fitted import FittedBaseline, Predict, Search
 
 Options = dict[str, Any]
 
-FOREST_TREES = 100
+FOREST_TREES, FOREST_ROWS = 100, 20_000
 FOREST_GRID: tuple[Options, ...] = (
-    *({"min_samples_leaf": leaf, "max_features": "sqrt"} for leaf in (2, 5, 10, 30, 100)),
-    *({"min_samples_leaf": leaf, "max_features": 0.1} for leaf in (5, 20, 50, 150)),
-    *({"min_samples_leaf": leaf, "max_features": "sqrt", "class_weight": "balanced"} for leaf in (3, 10, 50)),
+    *({"min_samples_leaf": leaf, "max_features": "sqrt"} for leaf in (5, 15, 50)),
+    *({"min_samples_leaf": leaf, "max_features": 0.1} for leaf in (5, 10, 20, 50, 150)),
+    *({"min_samples_leaf": leaf, "max_features": 0.3} for leaf in (20, 60)),
+    *({"min_samples_leaf": leaf, "max_features": 0.1, "class_weight": "balanced"} for leaf in (20, 100)),
 )
 BOOSTING_GRID: tuple[Options, ...] = (
+    {"max_depth": 2, "learning_rate": 0.1, "min_child_weight": 1},
     {"max_depth": 3, "learning_rate": 0.1, "min_child_weight": 1},
     {"max_depth": 4, "learning_rate": 0.1, "min_child_weight": 10},
-    {"max_depth": 6, "learning_rate": 0.1, "min_child_weight": 10},
     {"max_depth": 6, "learning_rate": 0.05, "min_child_weight": 20},
-    {"max_depth": 2, "learning_rate": 0.1, "min_child_weight": 1},
     {"max_depth": 4, "learning_rate": 0.05, "min_child_weight": 50},
+    {"max_depth": 6, "learning_rate": 0.1, "min_child_weight": 10},
+    {"max_depth": 6, "learning_rate": 0.02, "min_child_weight": 20},
     {"max_depth": 8, "learning_rate": 0.05, "min_child_weight": 20},
     {"max_depth": 8, "learning_rate": 0.05, "min_child_weight": 100},
     {"max_depth": 10, "learning_rate": 0.05, "min_child_weight": 20},
     {"max_depth": 12, "learning_rate": 0.05, "min_child_weight": 50},
-    {"max_depth": 4, "learning_rate": 0.1, "min_child_weight": 10, "class_weight": "balanced"},
-    {"max_depth": 8, "learning_rate": 0.05, "min_child_weight": 20, "class_weight": "balanced"},
+    {"max_depth": 6, "learning_rate": 0.05, "min_child_weight": 20, "class_weight": "balanced"},
 )
 SHORT_SETTINGS = 4
 BOOSTING_ROUNDS, BOOSTING_PATIENCE, BOOSTING_BINS = 1000, 40, 64
 
 
 def fit_random_forest(search: Search) -> FittedBaseline:
-    """Random forest over smallest leaf sizes, columns per split and class weights."""
+    """Random forest over smallest leaf sizes, columns per split and class weights.
+
+    A tree sees half of the rows, `FOREST_ROWS` at most.
+    """
     train, tuning = search.X_train.tocsc(), search.X_tuning
-    grid = FOREST_GRID[:SHORT_SETTINGS] if search.short else FOREST_GRID
-    for options in grid:
+    share = min(0.5, FOREST_ROWS / len(search.y_train))
+    for options in FOREST_GRID:
         model = RandomForestClassifier(
-            FOREST_TREES, **options, max_samples=0.5, n_jobs=search.threads, random_state=search.seed
+            FOREST_TREES, **options, max_samples=share, n_jobs=search.threads, random_state=search.seed
         )
         started = time.perf_counter()
         model.fit(train, search.y_train)
@@ -55,7 +59,7 @@ def fit_random_forest(search: Search) -> FittedBaseline:
         seconds = time.perf_counter() - started
         predictor = _forest_predictor(model, search.odds_weight if "class_weight" in options else 1.0)
         used = {"class_weight": None, **options, "trees": FOREST_TREES}
-        search.offer(used, predictor, predictor(tuning), len(grid), seconds)
+        search.offer(used, predictor, predictor(tuning), len(FOREST_GRID), seconds)
     return search.finish("random_forest")
 
 

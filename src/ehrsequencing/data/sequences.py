@@ -172,7 +172,9 @@ class Examples:
 
 def filled_columns(labels: pl.DataFrame) -> list[str]:
     """Value columns with at least one value."""
-    return [column for column in VALUE_COLUMNS if column in labels.columns and labels[column].null_count() < len(labels)]
+    return [
+        column for column in VALUE_COLUMNS if column in labels.columns and labels[column].null_count() < len(labels)
+    ]
 
 
 def _target(rows: pl.DataFrame) -> np.ndarray:

@@ -64,7 +64,7 @@ class MultiLabelResult:
     """
 
     estimates: dict[str, MultiLabelEstimate]
-    samples: dict[str, Floats]
+    samples: dict[str, NDArray[np.float64]]
 
 
 def choose_thresholds(y_true: Bools, p: Floats) -> Thresholds:
@@ -208,6 +208,24 @@ def multilabel_difference(
     )  # fmt: skip
 
 
+def category_areas(y_true: Bools, p: Floats) -> tuple[Floats, Floats]:
+    """AUROC and average precision of each category, float [categories]; NaN where one class is missing.
+
+    Args:
+        y_true: Bool [n, categories].
+        p: Float [n, categories].
+    """
+    p = _checked(y_true, p)
+    found = np.full((2, y_true.shape[1]), np.nan)
+    positives = y_true.sum(0)
+    both = np.flatnonzero((positives > 0) & (positives < len(y_true)))
+    if len(both):
+        row, segment = np.indices((len(y_true), len(both))).reshape(2, -1)
+        ranking = _Ranking(p[:, both].ravel(), y_true[:, both].ravel(), row, segment, len(y_true))
+        found[:, both] = np.stack(ranking.areas(np.ones((len(y_true), 1), dtype=np.float32)))[:, :, 0]
+    return found[0], found[1]
+
+
 class _Judge:
     """One set of probabilities on one population: y, p, inside [n, categories]."""
 
@@ -344,7 +362,8 @@ def recall_at(y: Bools, p: Floats, k: int) -> NDArray[np.float32]:
     above, tied = p > last, p == last
     fits = (k - above.sum(1)) / tied.sum(1)
     hits = (above & y).sum(1) + fits * (tied & y).sum(1)
-    return (hits / np.maximum(y.sum(1), 1)).astype(np.float32)
+    share: NDArray[np.float32] = (hits / np.maximum(y.sum(1), 1)).astype(np.float32)
+    return share
 
 
 def _draws(subject_of_row: Ints, subjects: int, resamples: int, seed: int) -> Iterator[NDArray[np.float32]]:

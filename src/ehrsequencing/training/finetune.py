@@ -187,9 +187,7 @@ def finetune(
             save_lora_weights(model, tracker.run_dir / "adapter")
         plain = merge_lora(model) if adapted else model
         files = store_files(store) | ({CATEGORIES_FILE: _categories_file(categories)} if categories else {})
-        plain.save_pretrained(
-            tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=files
-        )
+        plain.save_pretrained(tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=files)
         name = f"behrt-{size_name(model.config)}-{config.method}"
         metrics = {
             name: {
