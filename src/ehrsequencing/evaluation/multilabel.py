@@ -239,7 +239,7 @@ class _Judge:
         if cut is not None:
             self.names += ["f1_micro", "f1_macro"]
             self._called = Calls(y, (p >= cut.common) & inside, (p >= cut.by_category) & inside)
-        self._has = y.any(1).astype(np.float32)
+        self._has = y.any(1).astype(np.float64)
         self._recall = [recall_at(y, np.where(inside, p, -1.0), k) for k in at]
         self.names += [f"recall_at_{k}" for k in at]
 
@@ -336,19 +336,19 @@ class Calls:
         self._hits, self._said, self._true = (
             sparse.csr_matrix(cells.T, dtype=np.float32) for cells in (by_category & y, by_category, y)
         )
-        self._micro = np.stack([2 * (common & y).sum(1), common.sum(1) + y.sum(1)]).astype(np.float32)
+        self._micro = np.stack([2 * (common & y).sum(1), common.sum(1) + y.sum(1)]).astype(np.float64)
 
     def f1(self, weights: Floats) -> list[Floats]:
         """Micro and macro F1, float [resamples] each; macro over categories with a positive in the resample."""
         hits, either = self._micro @ weights
-        true = self._true @ weights
+        said, true = self._said @ weights, self._true @ weights
         with np.errstate(invalid="ignore", divide="ignore"):
-            by_category = 2 * (self._hits @ weights) / (self._said @ weights + true)
+            by_category = (2 * (self._hits @ weights)).astype(np.float64) / (said + true)
             by_category[true == 0] = np.nan
             return [hits / either, _mean_of_known(by_category)]
 
 
-def recall_at(y: Bools, p: Floats, k: int) -> NDArray[np.float32]:
+def recall_at(y: Bools, p: Floats, k: int) -> NDArray[np.float64]:
     """Share of each row's positives among its k largest p, float [n]; 0 for rows without a positive.
 
     Of cells that tie for the last places, each counts by the share of them that fits.
@@ -357,13 +357,12 @@ def recall_at(y: Bools, p: Floats, k: int) -> NDArray[np.float32]:
     [0.75]
     """
     if k >= p.shape[1]:
-        return y.any(1).astype(np.float32)
+        return np.asarray(y.any(1), dtype=np.float64)
     last = -np.partition(-p, k - 1, axis=1)[:, k - 1 : k]
     above, tied = p > last, p == last
     fits = (k - above.sum(1)) / tied.sum(1)
     hits = (above & y).sum(1) + fits * (tied & y).sum(1)
-    share: NDArray[np.float32] = (hits / np.maximum(y.sum(1), 1)).astype(np.float32)
-    return share
+    return np.asarray(hits / np.maximum(y.sum(1), 1), dtype=np.float64)
 
 
 def _draws(subject_of_row: Ints, subjects: int, resamples: int, seed: int) -> Iterator[NDArray[np.float32]]:
