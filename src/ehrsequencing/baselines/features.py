@@ -186,6 +186,8 @@ class CountFeatures:
         visit = rows.split.visit[rows.at[dated]].astype(np.int64)
         order, start, _ = _groups(example[dated] * (visit.max(initial=0) + 1) + visit)
         begins = dated[order[start]]
+        # Nor in the order of what is left of them, where a truncated history begins within one.
+        begins = begins[np.lexsort((-rows.days[begins], example[begins]))]
         days_of_visit, of = rows.days[begins], example[begins]
         first = np.flatnonzero(np.append(True, of[1:] != of[:-1])[: len(of)])
         last = np.append(first[1:], len(of))[: len(first)] - 1

@@ -10,6 +10,14 @@ from ehrsequencing.evaluation.metrics import auroc, log_loss
 MODELS = [name for name in BASELINES if name != "prevalence"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_trees():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trees, "FOREST_TREES", 20)
+        patch.setattr(trees, "BOOSTING_ROUNDS", 100)
+        yield
+
+
 @pytest.fixture(scope="module")
 def problem():
     """Sparse counts of which a tenth matters: (X, y) of train, tuning and held-out."""

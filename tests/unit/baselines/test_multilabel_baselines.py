@@ -1,6 +1,6 @@
 """Copy-history and the other baselines of multi-label tasks."""
 
-from pathlib import Path
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,7 @@ from ehrsequencing.data.schema import EVENT_SCHEMA
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.errors import ConfigError, LabelError
 
-DAY = 86_400_000_000
+START = datetime(2020, 1, 1)
 CATEGORIES = ("ICD10CM//E11.9", "ICD10CM//I10", "never", "diabetes")
 DEFINITIONS = {"diabetes": ["ICD10CM//E1", "SNOMED//44"]}
 
@@ -23,28 +23,20 @@ DEFINITIONS = {"diabetes": ["ICD10CM//E1", "SNOMED//44"]}
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copying")
-    rows = []
-    for subject in (1, 2):
-        for day, code in ((0, "ICD10CM//E11.9"), (3, "ICD10CM//E10.1"), (5, "ICD10CM//E11.9"), (9, "ICD10CM//I10")):
-            rows.append((subject, pl.datetime(2020, 1, 1) + pl.duration(days=day), code))
-    rows += [(1, None, "SNOMED//44"), (1, None, "SNOMED//441")]
-    frames = [
-        pl.select(
-            pl.lit(s).cast(pl.Int64).alias("subject_id"), pl.lit(t).cast(pl.Datetime("us")).alias("time"),
-            pl.lit(c).alias("code"), pl.lit(None, dtype=EVENT_SCHEMA["numeric_value"]).alias("numeric_value"),
-        )
-        for s, t, c in rows
-    ]  # fmt: skip
+    events = ((0, "ICD10CM//E11.9"), (3, "ICD10CM//E10.1"), (5, "ICD10CM//E11.9"), (9, "ICD10CM//I10"))
+    rows = [(1, None, "SNOMED//44", None), (1, None, "SNOMED//441", None)]
+    rows += [(subject, START + timedelta(days=day), code, None) for subject in (1, 2) for day, code in events]
+    schema = {name: EVENT_SCHEMA[name] for name in ("subject_id", "time", "code", "numeric_value")}
     path = folder / "meds" / "data" / "train" / "0.parquet"
     path.parent.mkdir(parents=True)
-    pl.concat(frames).sort("subject_id", "time", nulls_last=False).write_parquet(path)
-    return prepare(Path(folder / "meds"), folder / "store")
+    pl.DataFrame(rows, schema=schema, orient="row").sort("subject_id", "time").write_parquet(path)
+    return prepare(folder / "meds", folder / "store")
 
 
 def past(store, subject, day, max_rows=None):
     split = store.split("train")
     index = split.index_of(np.array([subject]))
-    until = int(split.time[split.time > -(2**62)].min()) + day * DAY
+    until = (START + timedelta(days=day) - datetime(1970, 1, 1)) // timedelta(microseconds=1)
     examples = Examples(index, np.array([until]), None, np.array([subject]), CATEGORIES)
     pairs = columns_of_codes(store.vocabulary, CATEGORIES, DEFINITIONS)
     found = past_of(split, examples, store.vocabulary, pairs, max_rows=max_rows)
