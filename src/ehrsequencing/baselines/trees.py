@@ -18,10 +18,12 @@ Options = dict[str, Any]
 
 FOREST_TREES, FOREST_ROWS = 100, 20_000
 FOREST_GRID: tuple[Options, ...] = (
-    *({"min_samples_leaf": leaf, "max_features": "sqrt"} for leaf in (5, 15, 50)),
-    *({"min_samples_leaf": leaf, "max_features": 0.1} for leaf in (5, 10, 20, 50, 150)),
-    *({"min_samples_leaf": leaf, "max_features": 0.3} for leaf in (20, 60)),
-    *({"min_samples_leaf": leaf, "max_features": 0.1, "class_weight": "balanced"} for leaf in (20, 100)),
+    *({"min_samples_leaf": leaf, "max_features": "sqrt"} for leaf in (15, 50)),
+    *({"min_samples_leaf": leaf, "max_features": 0.1} for leaf in (10, 20, 50, 150)),
+    *({"min_samples_leaf": leaf, "max_features": 0.3} for leaf in (8, 20, 60)),
+    {"min_samples_leaf": 30, "max_features": 0.5},
+    {"min_samples_leaf": 100, "max_features": 0.1, "class_weight": "balanced"},
+    {"min_samples_leaf": 60, "max_features": 0.3, "class_weight": "balanced"},
 )
 BOOSTING_GRID: tuple[Options, ...] = (
     {"max_depth": 2, "learning_rate": 0.1, "min_child_weight": 1},
