@@ -30,7 +30,7 @@ def store(tmp_path_factory):
     path = folder / "meds" / "data" / "train" / "0.parquet"
     path.parent.mkdir(parents=True)
     pl.DataFrame(rows, schema=schema, orient="row").sort("subject_id", "time").write_parquet(path)
-    return prepare(folder / "meds", folder / "store")
+    return prepare(folder / "meds", folder / "store", min_count=1)
 
 
 def past(store, subject, day, max_rows=None):
