@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ehrsequencing.errors import ConfigError
 from ehrsequencing.io import write_text
@@ -21,6 +21,10 @@ from ehrsequencing.io import write_text
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    def unused(self) -> set[str]:
+        """Tables that the other choices leave without effect; they are refused when given and not written."""
+        return set()
 
 
 class ModelOptions(_Strict):
@@ -90,8 +94,8 @@ class LoraOptions(_Strict):
         return self
 
 
-METHOD_LR = {"lora": 2e-3, "full": 5e-4}
-"""Peak learning rate where none is given: adapters start at zero and bear more, pretrained weights less."""
+METHOD_LR = {"full": 5e-4}
+"""Peak learning rate where none is given and `OptimOptions` has another: pretrained weights bear less."""
 
 
 class FinetuneConfig(_Strict):
@@ -103,15 +107,25 @@ class FinetuneConfig(_Strict):
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
 
-    @model_validator(mode="before")
+    def unused(self) -> set[str]:
+        return set() if self.method == "lora" else {"lora"}
+
+    @field_validator("lora")
     @classmethod
-    def _learning_rate_of_method(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("optim", {}), dict):
-            return given
-        method = given.get("method", cls.model_fields["method"].default)
-        if not isinstance(method, str) or method not in METHOD_LR:
-            return given
-        return {**given, "optim": {"lr": METHOD_LR[method], **given.get("optim", {})}}
+    def _only_with_its_method(cls, given: LoraOptions, info: ValidationInfo) -> LoraOptions:
+        method = info.data.get("method", "lora")
+        if method != "lora" and given.model_fields_set:
+            raise ValueError(f"method {method} has no adapters, so this would have no effect")
+        return given
+
+    @model_validator(mode="after")
+    def _learning_rate_of_method(self) -> FinetuneConfig:
+        given = self.optim.model_fields_set
+        if "lr" not in given and self.method in METHOD_LR:
+            # A default stays a default: a resumption compares what was asked for, not what followed from it.
+            values = self.optim.model_dump() | {"lr": METHOD_LR[self.method]}
+            self.optim = OptimOptions.model_construct(_fields_set=set(given), **values)
+        return self
 
 
 AnyConfig = TypeVar("AnyConfig", bound=_Strict)
@@ -220,9 +234,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} is not valid TOML", got=str(problem)) from None
 
 
-def write_config(path: str | Path, config: BaseModel) -> None:
-    """Write the resolved configuration as TOML, atomically."""
-    write_text(path, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+def write_config(path: str | Path, config: _Strict) -> None:
+    """Write the resolved configuration as TOML, atomically, without the tables that have no effect in it."""
+    write_text(path, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude=config.unused())))
 
 
 def read_config(kind: type[AnyConfig], path: str | Path) -> AnyConfig:

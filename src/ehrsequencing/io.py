@@ -178,14 +178,17 @@ def _plain(value: Any) -> Any:
 
 
 def read_json(path: str | Path, error: Callable[..., Exception] = RunError, remedy: str | None = None) -> Any:
-    """Read JSON; a missing or malformed file raises `error` with the file's name."""
+    """Read a JSON object; a missing or malformed file, or another value, raises `error` with the file's name."""
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         raise error(f"{path} is missing", remedy=remedy) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise error(f"{path} is not readable JSON", got=str(problem), remedy=remedy) from None
+    if not isinstance(content, dict):
+        raise error(f"{path} holds no JSON object", got=type(content).__name__, remedy=remedy)
+    return content
 
 
 def hash_bytes(*parts: bytes) -> str:

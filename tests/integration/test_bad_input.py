@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from ehrsequencing.tasks.cohorts import CohortRules
@@ -124,6 +125,19 @@ def test_where_labels_may_go(world, tmp_path):
         "task", "build", world.meds, "--task", "onset:ICD10CM//I10@99999999999", "--out", tmp_path / "a.parquet"
     )
     no_trace(tmp_path / "a.parquet")
+    line = ehrseq(*build, world.meds / "data" / "train" / "z.parquet")
+    assert "overlaps the input" in line
+    no_trace(world.meds / "data" / "train" / "z.parquet")
+
+
+def test_options_without_effect(world, tmp_path):
+    finetune = ("finetune", world.store, world.labels, "--out", tmp_path / "out", "--method")
+    for method in ("scratch", "full", "probe"):
+        line = ehrseq(*finetune, method, "--from", world.pretrained, "--lora-rank", 8)
+        assert f"method {method} has no adapters" in line
+    assert "no adapters" in ehrseq(*finetune, "scratch", "--set", "lora.alpha=2")
+    assert "its fixed code book" in ehrseq("prepare", world.meds, tmp_path / "out", "--min-count", 5)
+    no_trace(tmp_path / "out")
 
 
 def test_the_options_of_task_build_are_the_cohort_rules(world, tmp_path):
@@ -184,6 +198,56 @@ def test_truncated_store(world, tmp_path):
     assert column.name in line
     assert "prepare" in line
     no_trace(tmp_path / "out")
+
+
+def test_a_damaged_store_of_the_right_size(world, tmp_path):
+    shutil.copytree(world.store, tmp_path / "store")
+    column = tmp_path / "store" / "train" / "code.npy"
+    with column.open("rb+") as stream:
+        stream.seek(4_000)
+        stream.write(b"\x07" * 400)
+    assert "code.npy is damaged" in ehrseq("pretrain", tmp_path / "store", "--out", tmp_path / "out")
+    no_trace(tmp_path / "out")
+
+
+def test_a_damaged_page_of_a_shard(world, tmp_path):
+    shutil.copytree(world.meds, tmp_path / "meds")
+    shard = next((tmp_path / "meds" / "data" / "train").glob("*.parquet"))
+    group = pq.read_metadata(shard).row_group(0)
+    chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "code")
+    start = min(offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset)
+    with shard.open("rb+") as stream:
+        stream.seek(start + 40)
+        stream.write(b"\x00" * (chunk.total_compressed_size - 60))
+    labels = tmp_path / "labels.parquet"
+    for command in (
+        ["prepare", tmp_path / "meds", tmp_path / "out"],
+        ["task", "build", tmp_path / "meds", "--task", "heart_failure_1y", "--out", labels],
+    ):
+        assert "is not readable parquet" in ehrseq(*command)
+    no_trace(tmp_path / "out")
+    no_trace(labels)
+
+
+def test_json_of_another_type(world, tmp_path):
+    content = "[1, 2]"
+    shutil.copytree(world.meds, tmp_path / "meds")
+    (tmp_path / "meds" / "metadata" / "dataset.json").write_text(content)
+    assert "dataset.json holds no JSON object" in ehrseq("prepare", tmp_path / "meds", tmp_path / "out")
+    shutil.copytree(world.pretrained, tmp_path / "run")
+    (tmp_path / "run" / "model" / "config.json").write_text(content)
+    line = ehrseq("finetune", world.store, world.labels, "--from", tmp_path / "run", "--out", tmp_path / "out")
+    assert "config.json holds no JSON object" in line
+    (tmp_path / "run" / "metadata.json").write_text(content)
+    assert "metadata.json holds no JSON object" in ehrseq("evaluate", tmp_path / "run", world.store)
+    no_trace(tmp_path / "out")
+
+
+def test_numbers_beyond_what_is_meant(world, tmp_path):
+    line = ehrseq("prepare", world.meds, tmp_path / "out", "--max-age-years", "inf")
+    assert "max_age_years" in line
+    no_trace(tmp_path / "out")
+    assert "--seed" in ehrseq("evaluate", world.pretrained, world.store, "--seed", "99999999999999999999")
 
 
 def test_damaged_checkpoint(world, tmp_path):

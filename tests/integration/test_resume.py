@@ -93,6 +93,6 @@ def test_resuming_with_other_options_or_data_is_refused(world, tmp_path):
             load_config(PretrainConfig, overrides={**TINY, "loop.epochs": 5}),
             resume=True,
         )
-    prepare(world.meds, tmp_path / "other", min_count=5, value_bins=3)
+    prepare(world.meds, tmp_path / "other", value_bins=3)
     with pytest.raises(CheckpointError, match="was started with another store"):
         pretrain(tmp_path / "other", tmp_path / "run", config, resume=True)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from ehrsequencing.benchmarks.compare import compare
-from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
+from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config
 from ehrsequencing.errors import CheckpointError, ConfigError, LabelError, RunError
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
@@ -75,6 +75,28 @@ def test_architecture_options_beside_a_base_are_refused(world, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_states_the_architecture_of_its_base(world, lora):
+    stated = read_config(FinetuneConfig, lora / "config.toml").model
+    built = json.loads((lora / "model" / "config.json").read_text())["config"]
+    assert (stated.max_length, stated.position) == (built["max_length"], built["position"])
+    assert stated.max_length == TINY["model.max_length"]
+    assert json.loads((lora / "hyperparameters.json").read_text())["model"]["max_length"] == stated.max_length
+
+
+def test_the_best_of_either_side_are_always_compared(world, lora, tmp_path):
+    scratch = load_config(FinetuneConfig, overrides={**TINY, "method": "scratch", "loop.epochs": 1})
+    finetune(world.store, world.labels, tmp_path / "scratch", scratch)
+    for runs in ([lora, tmp_path / "scratch"], [tmp_path / "scratch", lora]):
+        found = compare(runs, world.store, world.labels, baselines=("logistic_regression",), resamples=100)
+        paired = {(frozenset((pair["a"], pair["b"])), pair["metric"]) for pair in found.differences}
+        for key in {pair["metric"] for pair in found.differences}:
+            sign = 1 if found.metrics["behrt-small-lora"][key]["higher_is_better"] else -1
+            best = max(
+                ("behrt-small-lora", "behrt-small-scratch"), key=lambda name: sign * found.metrics[name][key]["value"]
+            )
+            assert (frozenset((best, "logistic_regression")), key) in paired
+
+
 def test_labels_of_another_dataset_are_refused(world, tmp_path):
     labels = tmp_path / "labels.parquet"
     shutil.copy(world.labels, labels)
@@ -138,3 +160,31 @@ def test_a_single_run_does_not_become_one_of_several(world, lora):
 def test_values_out_of_all_bounds(item):
     with pytest.raises(ConfigError, match=item.split("=")[0]):
         load_config(PretrainConfig, None, [item])
+
+
+def test_a_run_of_another_kind_is_not_resumed(world, lora, tmp_path):
+    with pytest.raises(RunError, match="holds a run of another kind; got finetune; expected pretrain"):
+        pretrain(world.store, lora, load_config(PretrainConfig), resume=True)
+    with pytest.raises(RunError, match="holds a run of another kind; got pretrain; expected finetune"):
+        finetune(world.store, world.labels, world.pretrained, load_config(FinetuneConfig), resume=True)
+
+
+def test_a_run_is_not_written_into_its_data(world, lora, tmp_path):
+    from contextlib import nullcontext
+
+    from ehrsequencing.benchmarks.compare import evaluate_run
+    from ehrsequencing.benchmarks.seeds import finetune_seeds
+
+    before = sorted(world.root.rglob("*"))
+    for inside in (world.store / "run", world.store / "train" / "run"):
+        with pytest.raises(ConfigError, match=f"the output {inside} overlaps the input {world.store}"):
+            pretrain(world.store, inside, load_config(PretrainConfig, overrides=TINY))
+        with pytest.raises(ConfigError, match="overlaps the input"):
+            finetune(world.store, world.labels, inside, tuned(), from_run=world.pretrained)
+        with pytest.raises(ConfigError, match="overlaps the input"):
+            finetune_seeds(world.store, world.labels, inside, tuned(), 2, observed=lambda name: nullcontext(None))
+    with pytest.raises(ConfigError, match="which is a MEDS dataset"):
+        pretrain(world.store, world.meds / "run", load_config(PretrainConfig, overrides=TINY))
+    with pytest.raises(ConfigError, match="which is a MEDS dataset"):
+        evaluate_run(world.meds / "run", world.store)
+    assert sorted(world.root.rglob("*")) == before

@@ -56,16 +56,29 @@ def test_resolved_configuration_reads_back(tmp_path):
     assert read_config(FinetuneConfig, tmp_path / "config.toml") == config
 
 
-@pytest.mark.parametrize(("method", "lr"), [("lora", 2e-3), ("full", 5e-4), ("probe", 1e-3), ("scratch", 1e-3)])
+@pytest.mark.parametrize(("method", "lr"), [("lora", 1e-3), ("full", 5e-4), ("probe", 1e-3), ("scratch", 1e-3)])
 def test_the_learning_rate_follows_the_method_where_none_is_given(tmp_path, method, lr):
     config = load_config(FinetuneConfig, overrides={"method": method})
     assert config.optim.lr == lr
     assert load_config(FinetuneConfig, overrides={"method": method, "optim.lr": 7e-4}).optim.lr == 7e-4
     assert load_config(FinetuneConfig, sets=["optim.beta2=0.9"], overrides={"method": method}).optim.lr == lr
     write_config(tmp_path / "config.toml", config)
-    assert read_config(FinetuneConfig, tmp_path / "config.toml") == config
+    assert read_config(FinetuneConfig, tmp_path / "config.toml").model_dump() == config.model_dump()
+    asked = config.model_dump(exclude_unset=True)
+    assert asked == {"method": method, **({"optim": {}} if "optim" in asked else {})}, "it was not asked for"
 
 
 def test_a_wrong_table_or_method_is_still_named():
     with pytest.raises(ConfigError, match="method.*'lorra'.*optim"):
         load_config(FinetuneConfig, overrides={"method": "lorra", "optim": 3})
+
+
+@pytest.mark.parametrize("method", ["scratch", "full", "probe"])
+def test_adapter_options_without_adapters_are_refused(tmp_path, method):
+    for sets, flags in ((["lora.alpha=4"], {}), ([], {"lora.rank": 8})):
+        with pytest.raises(ConfigError, match=f"lora: .*method {method} has no adapters, so this would have no effect"):
+            load_config(FinetuneConfig, None, sets, {"method": method, **flags})
+    config = load_config(FinetuneConfig, overrides={"method": method})
+    write_config(tmp_path / "config.toml", config)
+    assert "lora" not in (tmp_path / "config.toml").read_text().replace("method", "")
+    assert read_config(FinetuneConfig, tmp_path / "config.toml") == config

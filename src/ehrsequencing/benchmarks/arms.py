@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from ehrsequencing.errors import RunError
 from ehrsequencing.evaluation.predict import check_categories, load_classifier, predict
 from ehrsequencing.io import read_json
 from ehrsequencing.tracking.report_data import read_report_data
+from ehrsequencing.tracking.words import best_model
 
 
 @dataclass
@@ -98,3 +99,17 @@ def run_arm(
         held_out=predictions["held_out"],
         max_length=model.config.max_length,
     )
+
+
+def best_of_each(
+    arms: Sequence[Arm], metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], key: str
+) -> tuple[Arm, Arm] | None:
+    """The best trained model and the best baseline by one metric: the pair that says whether it was worth it."""
+    chosen = []
+    for baseline in (False, True):
+        entries = {arm.name: metrics[arm.name][key] for arm in arms if (arm.kind == "baseline") == baseline}
+        if not entries:
+            return None
+        chosen.append(best_model(entries, key))
+    by_name = {arm.name: arm for arm in arms}
+    return by_name[chosen[0]], by_name[chosen[1]]

@@ -12,8 +12,9 @@ import numpy as np
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
-from ehrsequencing.benchmarks.arms import Arm, members, run_arm
+from ehrsequencing.benchmarks.arms import Arm, best_of_each, members, run_arm
 from ehrsequencing.benchmarks.multilabel import category_table, judge_multilabel
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
@@ -32,6 +33,7 @@ from ehrsequencing.training.runs import flow_section
 
 BASELINES = ("logistic_regression", "random_forest", "xgboost")
 METRIC_NAMES = ("auroc", "auprc", "f1", "brier", "ece")
+PAIRED_METRICS = ("auroc", "auprc", "brier")
 
 
 @dataclass
@@ -83,7 +85,7 @@ def compare(
     twice = [str(run) for index, run in enumerate(runs) if run.resolve() in [r.resolve() for r in runs[:index]]]
     if twice:
         raise ConfigError(f"{twice[0]} is named twice", remedy="name each run once")
-    store = TokenStore.open(store_path)
+    store = TokenStore.open(store_path).verify()
     labels, manifest = read_labels(labels_path)
     examples, notes = labelled_examples(store, labels, manifest, str(labels_path), SPLITS)
     task = str(manifest.get("task", Path(labels_path).stem))
@@ -124,8 +126,12 @@ def compare(
         _difference(against, arm, metric, examples["held_out"], task, resamples, seed)
         for arm in arms
         if arm is not against
-        for metric in ("auroc", "auprc", "brier")
+        for metric in PAIRED_METRICS
     ]
+    for metric in PAIRED_METRICS:
+        pair = best_of_each(arms, metrics, f"{task}/{metric}")
+        if pair and against not in pair:
+            differences.append(_difference(*pair, metric, examples["held_out"], task, resamples, seed))
     report = _report_sections(arms, examples, manifest, task, differences)
     return Comparison(task, examples, arms, metrics, differences, report, notes)
 
@@ -303,6 +309,7 @@ def evaluate_run(
         The run's summary with held-out metrics of every model.
     """
     run = Path(run)
+    refuse_in_data(run)
     metadata = read_json(run / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
     if metadata.get("kind") != "finetune":
         raise RunError(

@@ -25,7 +25,7 @@ from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
 
-TASK = "onset:ICD10CM//I50@365"
+TASK = "heart_failure_1y"
 
 
 def run_demo(
@@ -73,7 +73,7 @@ def run_demo(
                 progress=lambda done, total: update("prepare", done, total),
             )
         frame, manifest = build_labels(dataset, parse_task(TASK))
-        labels = out / "labels" / "onset_heart_failure_365d.parquet"
+        labels = out / "labels" / f"{TASK}.parquet"
         write_labels(labels, frame, manifest)
         for row in manifest["flow"]:
             say(f"     {row['rows']:>9,} histories of {row['subjects']:>7,} subjects  {row['step']}")
@@ -140,11 +140,11 @@ def run_demo(
 # Choices that fit the demonstration into minutes on two cores; docs/lab-notes.md says what was measured.
 PRETRAIN: dict[str, Any] = {
     "model.max_length": 96,
-    "loop.epochs": 3,
+    "loop.epochs": 4,
     "loop.token_budget": 2048,
     "optim.lr": 3e-3,
 }
 FINETUNE: dict[str, dict[str, Any]] = {
-    "lora": {"loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 3e-3},
+    "lora": {"loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 1e-3},
     "scratch": {"model.max_length": 96, "loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 1e-3},
 }

@@ -13,7 +13,7 @@ import polars as pl
 from ehrsequencing.baselines.copying import Past, columns_of_codes, past_of
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.multilabel import MultiLabelData, fit_multilabel_baseline
-from ehrsequencing.benchmarks.arms import Arm
+from ehrsequencing.benchmarks.arms import Arm, best_of_each
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
@@ -121,12 +121,17 @@ def judge_multilabel(
             )  # fmt: skip
             metrics[arm.name] |= {f"{name}/{key}": _entry(e) for key, e in found[arm.name].estimates.items()}
             progress(f"bootstrap {name}", done + 1, len(arms))
-        for arm in arms:
-            for key in COMPARED if arm is not against else ():
-                if key in found[arm.name].estimates:
-                    pair = multilabel_difference(found[against.name], found[arm.name], key, seed=seed)
-                    entry = {k: v for k, v in _entry(pair).items() if k not in ("seeds", "categories")}
-                    differences.append({"a": against.name, "b": arm.name, "metric": f"{name}/{key}", **entry})
+        for key in COMPARED:
+            if key not in found[against.name].estimates:
+                continue
+            pairs_of_arms = [(against, arm) for arm in arms if arm is not against]
+            best = best_of_each(arms, metrics, f"{name}/{key}")
+            if best and against not in best:
+                pairs_of_arms.append(best)
+            for a, b in pairs_of_arms:
+                pair = multilabel_difference(found[a.name], found[b.name], key, seed=seed)
+                entry = {k: v for k, v in _entry(pair).items() if k not in ("seeds", "categories")}
+                differences.append({"a": a.name, "b": b.name, "metric": f"{name}/{key}", **entry})
     report = _curves(arms, truth)
     return Judged(arms, metrics, differences, report, notes)
 

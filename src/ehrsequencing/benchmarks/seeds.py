@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ehrsequencing.config import FinetuneConfig, write_config
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.errors import RunError
 from ehrsequencing.io import read_json
 from ehrsequencing.tracking.experiment import ExperimentTracker
@@ -36,6 +37,7 @@ def finetune_seeds(
     Returns:
         The summary of `out`: tuning metrics averaged over seeds.
     """
+    refuse_in_data(out, store, labels)
     taken_up = resume and (out / "metadata.json").exists()
     if taken_up and "seeds" not in read_json(out / "metadata.json"):
         raise RunError(f"{out} is a single training", remedy="resume it without --seeds, or choose another --out")

@@ -60,8 +60,12 @@ def import_(
 def prepare(
     meds: Annotated[Path, typer.Argument(help="MEDS dataset.")],
     store: Annotated[Path, typer.Argument(help="Folder of the token store to write.")],
-    min_count: Annotated[int, typer.Option("--min-count", min=1, help="Rarer codes (in train) become UNK.")] = 5,
-    value_bins: Annotated[int, typer.Option("--value-bins", min=2, help="Quantile tokens per numeric code.")] = 5,
+    min_count: Annotated[
+        int | None, typer.Option("--min-count", min=1, help="Rarer codes (in train) become UNK; 5 by default.")
+    ] = None,
+    value_bins: Annotated[
+        int | None, typer.Option("--value-bins", min=2, help="Quantile tokens per numeric code; 5 by default.")
+    ] = None,
     vocabulary: Annotated[
         Path | None, typer.Option("--vocabulary", help="Model folder or store whose vocabulary to use.")
     ] = None,

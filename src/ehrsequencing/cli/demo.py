@@ -20,7 +20,9 @@ def demo(
     from ehrsequencing.benchmarks.demo import run_demo
     from ehrsequencing.cli.common import observed, progress_bars
     from ehrsequencing.cli.evaluate import print_table
+    from ehrsequencing.data.artefacts import refuse_in_data
 
+    refuse_in_data(out)
     summary = run_demo(
         out, subjects=subjects, seed=seed, overwrite=overwrite, say=say, bars=progress_bars, observed=observed
     )

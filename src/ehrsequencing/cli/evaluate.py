@@ -22,7 +22,7 @@ def evaluate(
         str, typer.Option("--baseline-history", help="What baselines see: model (cut as its histories are) or whole.")
     ] = "model",
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Bootstrap resamples.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of bootstrap and baselines.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of bootstrap and baselines.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=1, help="For the baselines.")] = 2,
 ) -> None:
     """Judge runs and baselines on held-out subjects, with 95 % intervals."""

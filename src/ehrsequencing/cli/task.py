@@ -38,6 +38,7 @@ def build(
     overwrite: Overwrite = False,
 ) -> None:
     """Make labels from a MEDS dataset and print the cohort's flow."""
+    from ehrsequencing.data.artefacts import refuse_labels_in_data
     from ehrsequencing.data.dataset import MedsDataset
     from ehrsequencing.data.labels import manifest_path, write_labels
     from ehrsequencing.errors import ConfigError, RunError
@@ -47,6 +48,7 @@ def build(
         raise ConfigError("--out", got=f"the folder {out}", expected=f"a file, for example {out / 'labels.parquet'}")
     if out.suffix != ".parquet":
         raise ConfigError("--out", got=out, expected="a name that ends in .parquet")
+    refuse_labels_in_data(out, meds)
     there = [path for path in (out, manifest_path(out)) if path.exists()]
     if there and not overwrite:
         raise RunError(f"{there[0]} exists already", remedy="choose another file or pass --overwrite")

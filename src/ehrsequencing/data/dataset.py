@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectSplitSchema, __version__
 
-from ehrsequencing.data.events import complete_codes, normalise_events, normalise_time
+from ehrsequencing.data.events import collect, complete_codes, normalise_events, normalise_time
 from ehrsequencing.data.labels import write_labels
 from ehrsequencing.data.schema import EVENT_SCHEMA, SPLITS
 from ehrsequencing.data.splits import split_of
@@ -98,8 +98,18 @@ class MedsWriter:
         pq.write_table(table, path, compression="zstd")
 
     def write_labels(self, name: str, frame: pl.DataFrame, manifest: dict[str, Any]) -> None:
-        """Write `labels/NAME.parquet` and its manifest; see `labels.write_labels`."""
-        write_labels(self.folder / "labels" / f"{name}.parquet", frame, manifest)
+        """Write `labels/NAME.parquet` and its manifest, after `finish`; see `labels.write_labels`.
+
+        The manifest also gets "dataset", the source and fingerprint by which a store of another dataset is told.
+
+        Raises:
+            DataError: `finish` was not called yet, so the dataset has no fingerprint.
+        """
+        if not (self.folder / DATASET_FILE).exists():
+            raise DataError(f"labels {name} of an unfinished dataset", remedy="call MedsWriter.finish before")
+        dataset = MedsDataset.open(self.folder)
+        origin = {"source": dataset.manifest["source"], "fingerprint": dataset.fingerprint}
+        write_labels(self.folder / "labels" / f"{name}.parquet", frame, {**manifest, "dataset": origin})
 
     def write_file(self, relative: str, content: bytes) -> None:
         """Write any other file of the dataset, for example latent states for an oracle."""
@@ -262,7 +272,8 @@ class MedsDataset:
             )
             for split in SPLITS
         )  # fmt: skip
-        return complete_codes(table, seen.group_by("code").agg(pl.col("numeric").any()).collect()).sort("code")
+        numeric = collect(seen.group_by("code").agg(pl.col("numeric").any()), str(self.path))
+        return complete_codes(table, numeric).sort("code")
 
     def observation_end(self) -> pl.DataFrame | None:
         """Columns `subject_id`, `observation_end` (Datetime us) of `metadata/observation.parquet`; None without one.
@@ -315,7 +326,7 @@ def _shard_subjects(path: Path) -> list[tuple[Path, pl.DataFrame]]:
             continue
         events = normalise_events(pl.scan_parquet(file), str(file))
         keys = events.select("subject_id", pl.col("code").is_null().alias("nameless"))
-        subjects = keys.group_by("subject_id").agg(pl.col("nameless").sum()).collect()
+        subjects = collect(keys.group_by("subject_id").agg(pl.col("nameless").sum()), str(file))
         if subjects["subject_id"].null_count() or subjects["nameless"].sum():
             raise DataError(f"{file} has rows without subject_id or code", expected="none")
         found.append((file, subjects.select("subject_id").sort("subject_id")))

@@ -13,6 +13,18 @@ Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 REQUIRED = ("subject_id", "time", "code")
 
 
+def collect(frame: pl.LazyFrame, where: str) -> pl.DataFrame:
+    """Read a lazy frame; a file damaged in its middle shows only now.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return frame.collect()
+    except (pl.exceptions.ComputeError, OSError) as problem:
+        raise DataError(f"{where} is not readable parquet", got=str(problem).splitlines()[0]) from None
+
+
 def normalise_time(frame: Frame, column: str, where: str) -> Frame:
     """Make a column of times naive UTC microseconds; dates, other units, time zones and ISO strings are converted.
 
@@ -25,7 +37,7 @@ def normalise_time(frame: Frame, column: str, where: str) -> Frame:
         time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     elif found == pl.String:
         time = time.str.to_datetime(time_unit="us", strict=False)
-        bad = frame.lazy().filter(pl.col(column).is_not_null() & time.is_null()).select(column).collect()
+        bad = collect(frame.lazy().filter(pl.col(column).is_not_null() & time.is_null()).select(column), where)
         if len(bad):
             raise DataError(
                 f"column {column} of {where} has values that are no times", got=f"{len(bad)}, first {bad.item(0, 0)!r}",
@@ -36,6 +48,19 @@ def normalise_time(frame: Frame, column: str, where: str) -> Frame:
     return frame.with_columns(time.cast(pl.Datetime("us")))
 
 
+def refuse_too_large(events: pl.LazyFrame, where: str) -> None:
+    """DataError where a number of float64 has no place in the float32 of `EVENT_SCHEMA`; names a code and its value."""
+    value = pl.col("numeric_value")
+    lost = value.is_finite() & value.cast(pl.Float32).is_infinite()
+    found = events.filter(lost).select(pl.col("code").cast(pl.String), "numeric_value").collect()
+    if len(found):
+        code, first = found.row(0)
+        raise DataError(
+            f"{where} has values too large for float32", got=f"{len(found)}, the first {first:g} of code {code}",
+            expected="magnitudes up to 3.4e38", remedy="correct them, or make them null where they stand for missing",
+        )  # fmt: skip
+
+
 def normalise_events(events: pl.LazyFrame, where: str) -> pl.LazyFrame:
     """Bring events to `EVENT_SCHEMA`: cast what can be, add missing optional columns as null, drop extra ones.
 
@@ -44,7 +69,8 @@ def normalise_events(events: pl.LazyFrame, where: str) -> pl.LazyFrame:
         where: The file, for errors.
 
     Raises:
-        DataError: a required column is missing, a column has the wrong type, or a time does not parse.
+        DataError: a required column is missing, a column has the wrong type, a time does not parse, or a number is
+            too large for float32.
 
     >>> frame = pl.LazyFrame({"subject_id": [1], "time": ["2020-01-31"], "code": ["A"], "ward": ["x"]})
     >>> normalise_events(frame, "a frame").collect().row(0)
@@ -70,6 +96,8 @@ def normalise_events(events: pl.LazyFrame, where: str) -> pl.LazyFrame:
             fits = column != "code" or got in (pl.String, pl.Categorical, pl.Enum)
         if not fits and got != pl.Null:
             raise DataError(f"column {column} of {where} has the wrong type", got=got, expected=wanted)
+        if wanted == pl.Float32 and got == pl.Float64:
+            refuse_too_large(events, where)
         columns.append(pl.col(column).cast(wanted))
     return events.select(columns)
 

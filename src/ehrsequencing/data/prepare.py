@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.encode import Encoder
+from ehrsequencing.data.events import collect
 from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
 from ehrsequencing.data.store import MARK, SplitWriter, TokenStore, write_manifest
 from ehrsequencing.data.survey import Survey, is_event, survey
 from ehrsequencing.data.values import MAX_DISCRETE_BINS, VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK, VOCABULARY_FILE, Vocabulary
 from ehrsequencing.errors import ConfigError, DataError, StoreError
-from ehrsequencing.io import atomic_directory, hash_bytes, refuse_overlap, versions
+from ehrsequencing.io import atomic_directory, hash_bytes, versions
 
+MIN_COUNT, VALUE_BINS = 5, 5
 _MAX_VALUE_BINS = 100
 
 
@@ -26,8 +29,8 @@ def prepare(
     meds: str | Path,
     store: str | Path,
     *,
-    min_count: int = 5,
-    value_bins: int = 5,
+    min_count: int | None = None,
+    value_bins: int | None = None,
     vocabulary_from: str | Path | None = None,
     extend_vocabulary: bool = False,
     max_age_years: float = 125.0,
@@ -37,15 +40,15 @@ def prepare(
     """Write the token store of a dataset; the folder appears whole or not at all.
 
     Vocabulary and value statistics come from the train split alone. A dataset with a fixed code book gets the whole
-    book as its vocabulary (numeric codes: `value_bins` tokens and the bare one; `min_count` then only bounds bins).
+    book as its vocabulary (numeric codes: `value_bins` tokens and the bare one).
     `MEDS_BIRTH` and `MEDS_DEATH` become times of the subject and no tokens. Reads every shard twice and holds one at
     a time. The same dataset and options give the same bytes.
 
     Args:
         meds: MEDS dataset.
         store: Folder to write.
-        min_count: Codes and bins that are rarer in train have no token of their own.
-        value_bins: Quantile bins of a code with many distinct values.
+        min_count: Codes and bins that are rarer in train have no token of their own; `MIN_COUNT` by default.
+        value_bins: Quantile bins of a code with many distinct values; `VALUE_BINS` by default.
         vocabulary_from: Store or model folder whose vocabulary and value statistics to use instead of fitting;
             unknown codes become UNK, and the manifest states their share.
         extend_vocabulary: Append what this train split has besides; the old ids and statistics stay.
@@ -54,18 +57,31 @@ def prepare(
         progress: Called with shards done and in all; each is read twice.
 
     Raises:
-        ConfigError: an option out of range, `extend_vocabulary` without `vocabulary_from`, or a store that is, holds or
-            lies in its dataset.
+        ConfigError: an option out of range or without effect (`extend_vocabulary` without `vocabulary_from`, a fit's
+            option where nothing is fitted), or a store that is, holds or lies in its dataset or lies in another one.
         DataError: no MEDS dataset, infinite values, implausible ages, or no code that has a token.
         SplitError: a subject in two splits.
         StoreError: `vocabulary_from` holds no vocabulary.
         RunError: `store` exists, and `overwrite` is False or it is no token store.
     """
     meds, store = Path(meds), Path(store)
+    given = {name for name, value in (("min_count", min_count), ("value_bins", value_bins)) if value is not None}
+    min_count = MIN_COUNT if min_count is None else min_count
+    value_bins = VALUE_BINS if value_bins is None else value_bins
     _check_options(meds, store, min_count, value_bins, max_age_years, vocabulary_from, extend_vocabulary)
+    if given and vocabulary_from is not None and not extend_vocabulary:
+        raise ConfigError(
+            f"{' and '.join(sorted(given))} would have no effect: vocabulary and bins are those of {vocabulary_from}",
+            remedy="leave the option out, or leave out vocabulary_from",
+        )
     reused = _load_fit(Path(vocabulary_from)) if vocabulary_from is not None else None
     with atomic_directory(store, overwrite=overwrite, mark=MARK) as folder:
         dataset = MedsDataset.open(meds)
+        if "min_count" in given and dataset.fixed_code_book:
+            raise ConfigError(
+                f"min_count would have no effect: the vocabulary of {meds} is its fixed code book",
+                got=min_count, remedy="leave min_count out",
+            )  # fmt: skip
         tick = _Tick(progress, 2 * sum(len(dataset.shards(split)) for split in SPLITS))
         found = survey(dataset, tick)
         book = dataset.codes().filter(is_event())
@@ -140,13 +156,13 @@ def _check_options(
         raise ConfigError("min_count must be positive", got=min_count, expected="1 or more")
     if not 2 <= value_bins <= _MAX_VALUE_BINS:
         raise ConfigError("value_bins is out of range", got=value_bins, expected=f"2 to {_MAX_VALUE_BINS}")
-    if not max_age_years > 0:
-        raise ConfigError("max_age_years must be positive", got=max_age_years, expected="more than 0")
+    if not 0 < max_age_years < float("inf"):
+        raise ConfigError("max_age_years must be positive", got=max_age_years, expected="more than 0, and finite")
     if extend_vocabulary and vocabulary_from is None:
         raise ConfigError(
             "extend_vocabulary has nothing to extend", got="no vocabulary_from", expected="a store or model folder"
         )
-    refuse_overlap(meds, store)
+    refuse_in_data(store, meds)
 
 
 def _load_fit(folder: Path) -> tuple[Vocabulary, ValueStatistics]:
@@ -220,7 +236,7 @@ def _write_split(
     visits = static = numbers = without_statistics = 0
     with SplitWriter(folder, subject_ids, lengths["rows"].to_numpy()) as writer:
         for path, frame in zip(dataset.shards(split), dataset.frames(split), strict=True):
-            shard = encoder.encode(frame.collect(), str(path))
+            shard = encoder.encode(collect(frame, str(path)), str(path))
             position = np.searchsorted(subject_ids, shard.subject_id)
             writer.write_rows(position, shard.columns)
             birth[position], death[position] = shard.birth_time, shard.death_time

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.data.events import collect
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, SPLITS
 from ehrsequencing.data.values import ValueStatistics
 from ehrsequencing.errors import DataError
@@ -97,9 +98,9 @@ def survey(dataset: MedsDataset, advance: Callable[[], None]) -> Survey:
     merged = pl.DataFrame(schema={"code": pl.String, "unit": pl.String, "value": pl.Float32, "count": pl.Int64})
     for split in SPLITS:
         parts = [pl.DataFrame(schema={"subject_id": pl.Int64, "rows": pl.Int64})]
-        for frame in dataset.frames(split):
+        for path, frame in zip(dataset.shards(split), dataset.frames(split), strict=True):
             columns = ["subject_id", "code", "unit", "numeric_value"] if split == "train" else ["subject_id", "code"]
-            events = frame.select(columns).collect()
+            events = collect(frame.select(columns), str(path))
             parts.append(events.group_by("subject_id").agg(rows=is_event().sum().cast(pl.Int64)))
             if split == "train":
                 refuse_infinite(events, "train")

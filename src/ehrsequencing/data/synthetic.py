@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.dataset import OBSERVATION_FILE, MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, SPLITS
 from ehrsequencing.data.splits import split_of
@@ -277,7 +278,7 @@ def synthesise(
         `out`, a folder with MEDS shards, metadata, statistics in the manifest and `latent/` states.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or `out` lies in a dataset or token store.
         DataError: a worker process died.
         RunError: `out` exists and `overwrite` is False.
     """
@@ -290,6 +291,7 @@ def synthesise(
         raise ConfigError("unknown mode", got=mode, expected="realistic or random")
     if workers is not None and workers < 1:
         raise ConfigError("workers is out of range", got=workers, expected="1 or more")
+    refuse_in_data(out)
     model = load_model()
     with MedsWriter(out, overwrite=overwrite) as writer:
         tasks = [

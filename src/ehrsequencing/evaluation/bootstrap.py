@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
 from ehrsequencing.errors import MetricError
 from ehrsequencing.evaluation.calibration import wilson
@@ -145,6 +146,19 @@ class _Rows:
         """Whether resampling alone is not to be trusted: the metric averages over a class of fewer than `RARE`."""
         return METRICS[name].needs_both_classes and self.rarer < RARE
 
+    def by_student(self, name: str, samples: Array, value: float, least: float) -> tuple[float, float]:
+        """Interval of a mean over all rows, such as Brier, that a handful of the rarer class decides.
+
+        Student's t with that handful's degrees of freedom, since as few values say little about their own spread;
+        without any width where the class is large enough.
+        """
+        if METRICS[name].needs_both_classes or self.rarer >= RARE:
+            return value, value
+        if self.rarer < 2:
+            return least, 1.0
+        half = float(student.ppf((1 + self.level) / 2, self.rarer - 1) * samples.std())
+        return max(least, value - half), min(1.0, value + half)
+
 
 def evaluate(
     y_true: ArrayLike,
@@ -161,7 +175,8 @@ def evaluate(
 
     Where the rarer class has fewer than `RARE` subjects, or the value is 1, AUROC, AUPRC and F1 take the wider of that
     interval and the score interval of a proportion with as many trials: a handful of positives, perfectly ranked, is
-    no certainty.
+    no certainty. Brier and calibration error take the wider of it and Student's with as many degrees of freedom less
+    one.
 
     Args:
         y_true: Bool [n].
@@ -218,6 +233,8 @@ def summarise_seeds(
         if rows.too_few(name) or perfect:
             wide = rows.proportion_interval(means[m])
             low, high = min(low, wide[0]), max(high, wide[1])
+        wide = rows.by_student(name, spread[m], float(means[m]), 0.0)
+        low, high = min(low, wide[0]), max(high, wide[1])
         found[name] = rows.estimate(name, means[m], low, high, len(scores))
     return found
 
@@ -242,7 +259,8 @@ def paired_difference(
 
     Returns:
         Estimate of the difference. Where a class is smaller than `RARE` subjects, the interval is at least that of
-        two independent score intervals combined, which ignores what the pairing gains.
+        two independent score intervals combined, which ignores what the pairing gains; of Brier and calibration
+        error, Student's.
 
     Raises:
         MetricError: as `evaluate`.
@@ -260,6 +278,8 @@ def paired_difference(
         wide_a, wide_b = rows.proportion_interval(mean_a), rows.proportion_interval(mean_b)
         low = min(low, mean_a - mean_b - np.hypot(mean_a - wide_a[0], wide_b[1] - mean_b))
         high = max(high, mean_a - mean_b + np.hypot(wide_a[1] - mean_a, mean_b - wide_b[0]))
+    wide = rows.by_student(metric, spread[0], float(mean_a - mean_b), -1.0)
+    low, high = min(low, wide[0]), max(high, wide[1])
     return rows.estimate(metric, mean_a - mean_b, low, high, min(len(scores_a), len(scores_b)))
 
 

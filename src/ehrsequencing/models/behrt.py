@@ -19,6 +19,7 @@ from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.embeddings import CONTEXT_STD_SHARE, BEHRTEmbedding, code_std
 from ehrsequencing.models.encoder import EncoderLayer, Pooling, TransformerEncoder
 from ehrsequencing.models.folder import PretrainedModel
+from ehrsequencing.models.inputs import LabelRange, check_inputs
 from ehrsequencing.objectives.mlm import IGNORE_INDEX, mlm_loss
 
 __all__ = [
@@ -65,6 +66,7 @@ class BEHRT(PretrainedModel):
         values: Tensor | None = None,
         kinds: Tensor | None = None,
         times: Tensor | None = None,
+        label_range: LabelRange | None = None,
     ) -> Tensor:
         """Encode sequences.
 
@@ -76,66 +78,20 @@ class BEHRT(PretrainedModel):
             values: Float [batch, length] in [0, 1], NaN where there is none; with `config.use_values` only.
             kinds: Long [batch, length], 0 to `config.num_kinds`; with `config.num_kinds` only.
             times: Float [batch, length], days before the prediction time; with `config.time_embedding` only.
+            label_range: Labels of a head, which are checked along with the ids and change nothing else.
 
         Returns:
             Float [batch, length, hidden_dim], 0 at padding.
 
         Raises:
-            ShapeError: shapes differ, a sequence is too long, or an id is out of range.
+            ShapeError: shapes differ, a sequence is too long, or an id or label is out of range.
             ConfigError: an input is missing that the configuration asks for, or given that it does not.
         """
-        padded = self._check(codes, ages, visit_ids, mask, values, kinds, times)
+        padded = check_inputs(
+            self.config, codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times, labels=label_range
+        )
         embedded = self.embeddings(codes, ages, visit_ids, values=values, kinds=kinds, times=times)
         return self.encoder(embedded, mask if padded else None)
-
-    def _check(
-        self,
-        codes: Tensor,
-        ages: Tensor,
-        visit_ids: Tensor,
-        mask: Tensor,
-        values: Tensor | None,
-        kinds: Tensor | None,
-        times: Tensor | None,
-    ) -> bool:
-        """Check inputs; returns whether there is padding."""
-        config = self.config
-        for name, given, wanted in (
-            ("values", values, config.use_values),
-            ("kinds", kinds, config.num_kinds > 0),
-            ("times", times, config.time_embedding),
-        ):
-            if (given is not None) != wanted:
-                got, expected = ("an input", "none") if given is not None else ("none", "an input")
-                option = {"values": "use_values", "kinds": "num_kinds", "times": "time_embedding"}[name]
-                raise ConfigError(
-                    f"{name} of a BEHRT model whose {option} is {getattr(config, option)}", got=got, expected=expected
-                )
-        if codes.ndim != 2 or codes.numel() == 0 or codes.shape[1] > config.max_length:
-            raise ShapeError("codes", tuple(codes.shape), f"[batch, length], length 1 to {config.max_length}")
-        if mask.dtype != torch.bool:
-            raise ShapeError("mask", mask.dtype, "bool, True at real tokens")
-        others = {"ages": ages, "visit_ids": visit_ids, "mask": mask, "values": values, "kinds": kinds, "times": times}
-        for name, tensor in others.items():
-            if tensor is not None and tensor.shape != codes.shape:
-                raise ShapeError(name, tuple(tensor.shape), tuple(codes.shape))
-        limits = {"codes": (codes, config.vocab_size), "ages": (ages, config.max_age + 1)}
-        limits["visit_ids"] = (visit_ids, config.max_visits)
-        if kinds is not None:
-            limits["kinds"] = (kinds, config.num_kinds + 1)
-        for name, (ids, _) in limits.items():
-            if ids.dtype not in (torch.int64, torch.int32):
-                raise ShapeError(name, ids.dtype, "int64")
-        # One transfer for all checks: on an accelerator each would wait for the device.
-        bounds = [bound for ids, _ in limits.values() for bound in (ids.min(), ids.max())]
-        *extremes, real = torch.stack(
-            [*(bound.to(torch.int64) for bound in bounds), mask.all().to(torch.int64)]
-        ).tolist()
-        for index, (name, (_, size)) in enumerate(limits.items()):
-            low, high = extremes[2 * index : 2 * index + 2]
-            if low < 0 or high >= size:
-                raise ShapeError(name, f"ids {low} to {high}", f"0 to {size - 1}")
-        return not real
 
     def extend_vocabulary(self, new_size: int, *, vocabulary_hash: str | None = None, seed: int = 0) -> None:
         """Grow the token embedding; see `extend_vocabulary` of the heads."""
@@ -221,18 +177,20 @@ class BEHRTForMLM(BEHRTHead):
         """Score tokens; inputs as in `BEHRT.forward`.
 
         Args:
-            labels: Long [batch, length], the original token where it was masked and -100 elsewhere.
+            labels: Long [batch, length], the original token where it was masked and -100 elsewhere; anything else
+                is a ShapeError, here as in the other heads.
 
         Returns:
             logits Float [batch, length, vocab_size] and no loss; with labels, logits [masked, vocab_size] in the
             row-major order of the masked positions (scoring the others is most of the cost and changes no loss),
             and the mean cross-entropy in nats, 0 where nothing is masked.
         """
-        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times)
+        checked = None if labels is None else LabelRange(labels, self.config.vocab_size - 1, IGNORE_INDEX)
+        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times, label_range=checked)
         if labels is None:
             return ModelOutput(self.head(hidden, self.behrt.embeddings.code), None)
-        if labels.shape != codes.shape:
-            raise ShapeError("labels", tuple(labels.shape), tuple(codes.shape))
+        if labels.shape != codes.shape or labels.dtype != torch.int64:
+            raise ShapeError("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 {tuple(codes.shape)}")
         masked = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
         logits = self.head(hidden.flatten(0, 1).index_select(0, masked), self.behrt.embeddings.code)
         return ModelOutput(logits, mlm_loss(logits, labels))
@@ -268,12 +226,13 @@ class BEHRTForNextVisitPrediction(BEHRTHead):
         """Score the codes of the next visit; inputs as in `BEHRT.forward`.
 
         Args:
-            labels: Float [batch, vocab_size], 1 for each code present.
+            labels: Float [batch, vocab_size] within [0, 1], 1 for each code present.
 
         Returns:
             logits Float [batch, vocab_size] and the mean binary cross-entropy in nats.
         """
-        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times)
+        checked = None if labels is None else LabelRange(labels, 1)
+        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times, label_range=checked)
         logits = self.head(self.pooling(hidden, mask), self.behrt.embeddings.code)
         return ModelOutput(logits, None if labels is None else binary_loss(logits, labels))
 
@@ -328,12 +287,14 @@ class BEHRTForSequenceClassification(BEHRTHead):
 
         Args:
             labels: Float or Bool [batch] for "binary", Long [batch] for "single_label", Float or Bool
-                [batch, num_labels] for "multi_label".
+                [batch, num_labels] for "multi_label"; within [0, 1], or a class of `num_labels`.
 
         Returns:
             logits Float [batch] for "binary", else [batch, num_labels], and the mean loss in nats.
         """
-        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times)
+        high = self.num_labels - 1 if self.problem_type == "single_label" else 1
+        checked = None if labels is None else LabelRange(labels, high)
+        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times, label_range=checked)
         logits = self.classifier(self.dropout(self.pooling(hidden, mask)))
         if self.problem_type == "binary":
             logits = logits.squeeze(-1)

@@ -150,7 +150,7 @@ class PretrainedModel(nn.Module):
                 f"{folder} was trained with another vocabulary",
                 got=vocabulary_hash,
                 expected=manifest["vocabulary_hash"],
-                remedy="prepare the store with --vocabulary-from this model",
+                remedy="prepare the store with --vocabulary this model",
             )
         same = manifest["architecture"] == cls.__name__
         options = dict(manifest["head"]) if same else {}

@@ -10,6 +10,7 @@ Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXi
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import warnings
 from collections.abc import Iterable
@@ -100,7 +101,7 @@ def apply_lora_to_behrt(
 
     Raises:
         AdapterError: nothing was to be adapted, or the model is adapted already.
-        ConfigError: rank or dropout is out of range.
+        ConfigError: rank, alpha or dropout is out of range.
 
     Warns:
         UserWarning: parameters are frozen that no pretraining has set; names them.
@@ -180,6 +181,10 @@ def _inject(model: PretrainedModel, adaptation: Adaptation) -> None:
     if options.rank < 1 or not 0 <= options.dropout < 1:
         raise ConfigError(
             "rank and dropout of LoRA", got=(options.rank, options.dropout), expected="1 or more, and within [0, 1)"
+        )
+    if not (math.isfinite(options.alpha) and options.alpha > 0):
+        raise ConfigError(
+            "alpha of LoRA, which scales what the adapters add", got=options.alpha, expected="a number above 0"
         )
     wanted = ATTENTION_LAYERS * options.lora_attention + FEEDFORWARD_LAYERS * options.lora_feedforward
     matched = [name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in wanted]

@@ -238,7 +238,7 @@ def copy_floor(
     on the unigram.
 
     Args:
-        codes: Long [batch, length], masked or original: labelled positions are never read.
+        codes: Long [batch, length], as the model sees them: labelled positions are never read.
         labels: Long [batch, length], -100 where not masked.
         mask: Bool [batch, length], True at real tokens.
         train_counts: Long [vocab_size].

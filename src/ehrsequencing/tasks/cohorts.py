@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.data.events import collect
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, LABEL_SCHEMA, MICROSECONDS_PER_DAY, SPLITS
 from ehrsequencing.errors import ConfigError, LabelError
 from ehrsequencing.io import versions
@@ -162,11 +163,15 @@ def build_labels(
     """
     rules = rules or CohortRules()
     flow = _Flow()
-    shards = [(split, frame) for split in SPLITS for frame in dataset.frames(split)]
+    shards = [
+        (split, path, frame)
+        for split in SPLITS
+        for path, frame in zip(dataset.shards(split), dataset.frames(split), strict=True)
+    ]
     ends = dataset.observation_end()
     labelled, date_only = [], True
-    for done, (split, frame) in enumerate(shards, start=1):
-        events = frame.select("subject_id", "time", "code", "visit_id").collect()
+    for done, (split, path, frame) in enumerate(shards, start=1):
+        events = collect(frame.select("subject_id", "time", "code", "visit_id"), str(path))
         date_only &= bool(events.select((pl.col("time") == pl.col("time").dt.truncate("1d")).all()).item())
         subjects = _subjects(events, task, ends)
         flow.add("subjects", subjects)

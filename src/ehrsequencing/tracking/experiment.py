@@ -57,10 +57,7 @@ class ExperimentTracker:
         exist_ok: bool = False,
         resume: bool = False,
     ) -> None:
-        if experiment_name in ("", ".", "..") or Path(experiment_name).name != experiment_name:
-            raise ConfigError(
-                "the experiment name is no folder name", got=repr(experiment_name), remedy="put folders in output_dir"
-            )
+        rundir.refuse_name(experiment_name)
         if exist_ok and resume:
             raise ConfigError("a run cannot be both resumed and overwritten", remedy="give one of the two")
         self.experiment_name = experiment_name

@@ -97,10 +97,11 @@ class Confusion(_Section):
 
 
 class FlowStep(_Section):
-    """One rule of the cohort and what it leaves."""
+    """One line of the cohort's flow."""
 
-    step: str = Field(description="the rule")
-    count: int = Field(ge=0, description="rows or subjects left after it")
+    step: str = Field(description="what is counted: the rows a rule leaves or excludes, or those of a class")
+    count: int = Field(ge=0, description="rows")
+    subjects: int | None = Field(None, ge=0, description="subjects they belong to")
 
 
 class Cohort(_Section):

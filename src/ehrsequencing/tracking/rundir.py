@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ehrsequencing.errors import RunError
+from ehrsequencing.errors import ConfigError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,16 @@ FILES = (
 )
 FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "predictions", "arms")
 LOCK = ".lock"
+
+
+def refuse_name(name: str) -> None:
+    """Refuse a run's name that is no plain folder name.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ConfigError("the experiment name is no folder name", got=repr(name), remedy="put folders in output_dir")
 
 
 def refuse_existing(folder: Path) -> None:

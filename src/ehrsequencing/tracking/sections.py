@@ -281,18 +281,22 @@ def _parameter_cell(members: Mapping[str, int] | Sequence[str], name: str) -> st
 
 
 def cohort(flow: Cohort | None) -> Html | None:
-    """How many are left after each rule."""
+    """How many each line of the cohort's flow counts.
+
+    The lines are those of the manifest: some say what is left after a rule, some what a rule excluded, so no
+    difference between two of them is shown.
+    """
     if flow is None or not flow.flow:
         return None
     start = max(step.count for step in flow.flow) or 1
-    body, before = [], None
+    body = []
     for step in flow.flow:
-        lost = "" if before is None else f"{step.count - before:+,}"
-        body.append([step.step, bar(step.count / start), f"{step.count:,}", lost])
-        before = step.count
+        # Before there are rows to count, a line counts subjects alone.
+        count = "" if step.step.startswith("subjects") else f"{step.count:,}"
+        body.append([step.step, bar(step.count / start), count, "" if step.subjects is None else f"{step.subjects:,}"])
     made = table(
-        f"{flow.unit.capitalize()} left after each step",
-        ["Step", "", "Left", "Change"],
+        "The cohort, rule by rule",
+        ["Rule", "", flow.unit.capitalize(), "Subjects"],
         body,
         text_columns=(0, 1),
         class_="strips",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ehrsequencing.config import FinetuneConfig
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import labels_hash, read_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import CheckpointError, ConfigError
@@ -36,6 +37,7 @@ from ehrsequencing.training.examples import check_origin, labelled_examples
 from ehrsequencing.training.loop import Trainer
 from ehrsequencing.training.plans import ClassificationPlan, MultiLabelPlan
 from ehrsequencing.training.runs import (
+    as_built,
     batch_source,
     check_identity,
     config_hash,
@@ -86,7 +88,8 @@ def finetune(
         The summary that is also written to `summary.json` (tuning metrics only).
 
     Raises:
-        ConfigError: the method and `from_run` do not fit, or `from_run` was fine-tuned on labels of another kind.
+        ConfigError: the method and `from_run` do not fit, `from_run` was fine-tuned on labels of another kind, or
+            `out` overlaps store or labels or lies in a dataset.
         LabelError: no label in train or tuning, or a single class.
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
@@ -103,7 +106,8 @@ def finetune(
             got=f"--from {from_run}",
             remedy="leave out --from, or --method full",
         )
-    store = TokenStore.open(store_path)
+    refuse_in_data(out, store_path, labels_path)
+    store = TokenStore.open(store_path).verify()
     labels, manifest = read_labels(labels_path)
     check_origin(store, manifest, str(labels_path))
     examples, notes = labelled_examples(store, labels, manifest, str(labels_path), ("train", "tuning"))
@@ -118,6 +122,9 @@ def finetune(
     seed_everything(config.loop.seed)
     with warnings_to(observer, notes):
         model = _build(config, base_folder, store, categories)
+    if base_folder is not None:
+        start = as_built(start, model.config)
+        config = start.config
     identity = {
         "store": store.fingerprint,
         "labels": labels_hash(labels_path),
@@ -129,7 +136,7 @@ def finetune(
     check_identity(start, identity)
     if (done := finished_summary(start)) is not None:
         return done
-    prevalence = _prevalence(np.asarray(examples["train"].target, dtype=np.float64))
+    prevalence = _prevalence(np.asarray(examples["train"].target))
     # Predictions start at the prevalence, so no step is spent on learning it.
     with torch.no_grad():
         model.classifier.bias.copy_(torch.as_tensor(np.log(prevalence / (1 - prevalence))))
@@ -234,7 +241,7 @@ def finetune(
 def _prevalence(target: np.ndarray) -> np.ndarray:
     """Share of positives per label, float [labels]; where there are none or all, as of half a row."""
     rows = np.atleast_2d(target.T).T
-    return np.clip(rows.sum(0), 0.5, len(rows) - 0.5) / len(rows)
+    return np.clip(rows.sum(0, dtype=np.float64), 0.5, len(rows) - 0.5) / len(rows)
 
 
 def _categories_file(categories: Sequence[str]) -> bytes:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrsequencing.config import PretrainConfig
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import DataError
@@ -18,6 +19,7 @@ from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.loop import FitResult, Trainer
 from ehrsequencing.training.plans import MLMPlan
 from ehrsequencing.training.runs import (
+    as_built,
     batch_source,
     check_identity,
     config_hash,
@@ -68,11 +70,13 @@ def pretrain(
         The summary that is also written to `summary.json`.
 
     Raises:
+        ConfigError: `out` overlaps the store, or lies in another one or a dataset.
         DataError: train or tuning has no subject.
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
     observer = observer or Observer()
-    store = TokenStore.open(store_path)
+    refuse_in_data(out, store_path)
+    store = TokenStore.open(store_path).verify()
     for split in ("train", "tuning"):
         if len(store.split(split)) == 0:
             raise DataError(
@@ -91,6 +95,8 @@ def pretrain(
         options = config.model.model_dump(include=config.model.model_fields_set & {"dropout", "attention_dropout"})
         with warnings_to(observer, notes):
             model = load_base(BEHRTForMLM, base_folder, store, **options)
+        start = as_built(start, model.config)
+        config = start.config
     identity = {
         "store": store.fingerprint,
         "base": state_hash(model) if base_folder is not None else "none",
@@ -153,11 +159,11 @@ def _floor_line(floors: dict[str, dict[str, float]]) -> str:
 
 
 def _mlm_metrics(statistics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    subjects = int((statistics["count"] > 0).sum())
+    population = {"n": int(statistics["count"].sum()), "subjects": int((statistics["count"] > 0).sum())}
     named = {"mlm_loss": ("loss_sum", False), "mlm_accuracy": ("correct", True), "mlm_top10": ("top10", True)}
     return {
         f"mlm/{metric}": ratio_interval(statistics[column], statistics["count"])
-        | {"n": subjects, "seeds": 1, "higher_is_better": better}
+        | {**population, "seeds": 1, "higher_is_better": better}
         for metric, (column, better) in named.items()
     }
 
@@ -193,8 +199,9 @@ def _write_report_data(
             "parameters": {name: parameter_section(report)},
             "data": describe_store(store),
             "caveats": [
-                f"Figures are on {own['mlm/mlm_loss']['n']} tuning subjects, which also chose the best epoch.",
-                f"{config.mask_rate:.0%} of codes are masked; tuning masks are fixed, train masks redrawn each epoch.",
+                f"Figures are on {own['mlm/mlm_loss']['subjects']} tuning subjects, which also chose the best epoch.",
+                f"{config.mask_rate:.0%} of codes are chosen; tuning masks are fixed, train masks redrawn each epoch. "
+                "Figures count the codes hidden behind a mask, not those shown unchanged or replaced.",
             ],
         },
     )

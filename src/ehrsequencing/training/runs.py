@@ -6,9 +6,9 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -82,6 +82,11 @@ def plan_start(
                 remedy="leave them out, or train from scratch",
             )
     metadata = read_json(out / "metadata.json") if resume and (out / "metadata.json").is_file() else {}
+    kind = "pretrain" if isinstance(requested, PretrainConfig) else "finetune"
+    if metadata.get("kind", kind) != kind:
+        raise RunError(
+            f"{out} holds a run of another kind", got=metadata["kind"], expected=kind, remedy="choose another --out"
+        )
     stored = metadata.get("requested")
     if metadata and stored is None and (out / "arms").is_dir():
         raise RunError(f"{out} holds several trainings", remedy="resume it with the --seeds it was started with")
@@ -103,6 +108,24 @@ def plan_start(
             remedy="resume with the run's own options or with none, or start a new run",
         )
     return Start(out, requested, read_config(type(requested), out / "config.toml"), True, False)
+
+
+def as_built(start: Start[RunConfig], built: BEHRTConfig) -> Start[RunConfig]:
+    """The run with the architecture that its base gave it in place of the options' defaults."""
+    presets = get_args(ModelOptions.model_fields["size"].annotation)
+    options = start.config.model.model_dump() | {
+        "max_length": built.max_length,
+        "dropout": built.dropout,
+        "attention_dropout": built.attention_dropout,
+        "position": built.position,
+        "kinds": built.num_kinds > 0,
+        "times": built.time_embedding,
+        "values": built.use_values,
+        "pooling": built.pooling,
+    }
+    if (name := size_name(built)) in presets:
+        options["size"] = name
+    return replace(start, config=start.config.model_copy(update={"model": ModelOptions(**options)}))
 
 
 def _refuse_own_base(out: Path, base: Path) -> None:
@@ -229,7 +252,9 @@ def flow_section(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     return {
         "unit": "histories",
-        "flow": [{"step": row["step"], "count": row["rows"]} for row in manifest["flow"]],
+        "flow": [
+            {"step": row["step"], "count": row["rows"], "subjects": row.get("subjects")} for row in manifest["flow"]
+        ],
     }
 
 

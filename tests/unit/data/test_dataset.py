@@ -260,3 +260,18 @@ def test_end_of_observation(tmp_path):
     table.drop("subject_id").write_parquet(tmp_path / "d/metadata/observation.parquet")
     with pytest.raises(DataError, match="lacks subject_id"):
         dataset.observation_end()
+
+
+def test_labels_carry_the_fingerprint_of_their_dataset_and_so_follow_it(tmp_path):
+    labels = pl.DataFrame({"subject_id": [1], "prediction_time": [DAY], "boolean_value": [True]})
+    with MedsWriter(tmp_path / "d") as writer:
+        writer.write_events("train", 0, events([1, 2]))
+        with pytest.raises(DataError, match="labels early of an unfinished dataset. Remedy: call MedsWriter.finish"):
+            writer.write_labels("early", labels, {})
+        writer.finish(CODES, source="test", options={}, notes=[])
+        writer.write_labels("late", labels, {"task": "late"})
+    dataset = MedsDataset.open(tmp_path / "d")
+    assert json.loads((tmp_path / "d/labels/late.json").read_text()) == {
+        "task": "late", "dataset": {"source": "test", "fingerprint": dataset.fingerprint}
+    }  # fmt: skip
+    assert not (tmp_path / "d/labels/early.parquet").exists()

@@ -46,3 +46,16 @@ def test_first_bad_time_is_named():
         DataError, match=r"column time of shard\.parquet .* got 2, first 'tomorrow'; expected timestamps"
     ):
         normalise_events(frame, "shard.parquet")
+
+
+def test_a_number_too_large_for_float32_is_named_and_an_infinite_one_left_to_others():
+    frame = pl.DataFrame(
+        {"subject_id": [1, 1, 2], "time": [None] * 3, "code": ["LOINC//1", "LOINC//2", "LOINC//3"],
+         "numeric_value": [3.4e38, -1e300, float("inf")]}
+    )  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"a.parquet has values too large for float32; got 1, the first -1e\+300 of code LOINC//2"
+    ):
+        normalise_events(frame.lazy(), "a.parquet")
+    rest = normalise_events(frame.filter(pl.col("code") != "LOINC//2").lazy(), "a.parquet").collect()
+    assert rest["numeric_value"].is_infinite().to_list() == [False, True]

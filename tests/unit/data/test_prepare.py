@@ -388,7 +388,7 @@ def write_book(path, subjects):
 
 def test_a_fixed_code_book_is_the_vocabulary_whatever_occurs(tmp_path):
     one = prepare(write_book(tmp_path / "a", range(3)), tmp_path / "one", value_bins=3)
-    two = prepare(write_book(tmp_path / "b", range(3, 50)), tmp_path / "two", value_bins=3, min_count=20)
+    two = prepare(write_book(tmp_path / "b", range(3, 50)), tmp_path / "two", value_bins=3)
     assert one.vocabulary.tokens[NUM_SPECIAL:] == (
         *("ICD10CM//A", "LOINC//1", "LOINC//1//Q1", "LOINC//1//Q2", "LOINC//1//Q3"),
         *("LOINC//2", "LOINC//2//Q1", "LOINC//2//Q2", "LOINC//2//Q3"),
@@ -422,3 +422,28 @@ def test_the_manifest_names_no_path(write_meds, tmp_path):
     store = prepare(small(write_meds), tmp_path / "store")
     assert str(tmp_path) not in (store.path / "manifest.json").read_text()
     assert TokenStore.open(store.path).manifest == store.manifest
+
+
+def test_options_of_a_fit_are_refused_where_nothing_is_fitted(write_meds, two_sites, tmp_path):
+    book = write_book(tmp_path / "book", range(3))
+    with pytest.raises(
+        ConfigError, match=f"min_count would have no effect: the vocabulary of {book} is its fixed code"
+    ):
+        prepare(book, tmp_path / "none", min_count=5)
+    home, _ = two_sites
+    for options, named in (({"min_count": 5}, "min_count"), ({"value_bins": 4, "min_count": 2}, "min_count and value")):
+        with pytest.raises(ConfigError, match=f"{named}.* would have no effect: .* those of {home.path}"):
+            prepare(small(write_meds), tmp_path / "none", vocabulary_from=home.path, **options)
+    assert not (tmp_path / "none").exists()
+    stated = prepare(book, tmp_path / "store").manifest["options"]
+    assert (stated["min_count"], stated["value_bins"]) == (5, 5)
+
+
+def test_a_number_too_large_for_float32_is_named(write_meds, tmp_path):
+    meds = small(write_meds)
+    shard = next((meds / "data" / "train").glob("*.parquet"))
+    frame = pl.read_parquet(shard).with_columns(pl.col("numeric_value").cast(pl.Float64))
+    frame = pl.concat([frame, frame.tail(1).with_columns(code=pl.lit("LOINC//9"), numeric_value=pl.lit(1e300))])
+    frame.write_parquet(shard)
+    with pytest.raises(DataError, match=r"values too large for float32; got 1, the first 1e\+300 of code LOINC//9"):
+        prepare(meds, tmp_path / "store")

@@ -109,7 +109,7 @@ def test_what_is_saved_is_loaded(tmp_path):
         (lambda text: text.replace('"lab"', '"lap"'), "no vocabulary"),
         (lambda text: text.replace("[MASK]", "[X]"), "no vocabulary"),
         (lambda text: text.replace('"hash"', '"hush"'), "no vocabulary"),
-        (lambda text: json.dumps(json.loads(text)["tokens"]), "no vocabulary"),
+        (lambda text: json.dumps(json.loads(text)["tokens"]), "no JSON object"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, damage, message):

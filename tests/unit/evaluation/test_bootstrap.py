@@ -103,6 +103,21 @@ def test_pairing_beats_two_separate_intervals():
     assert (swapped.low, swapped.high) == pytest.approx((-paired.high, -paired.low), abs=1e-12)
 
 
+def test_a_brier_difference_that_two_positives_decide_is_wide():
+    rng = np.random.default_rng(0)
+    y, subjects = np.arange(300) < 2, np.arange(300)
+    careful, bold = np.full(300, 0.01), rng.uniform(0, 0.02, 300)
+    bold[:2] = 0.2, 0.1
+    few = paired_difference(y, careful, bold, subjects, "brier", resamples=200)
+    assert few.low < 0 < few.high
+    assert evaluate(y, careful, subjects, metrics=["brier"], resamples=200)["brier"].low == 0
+    single = paired_difference(y[1:], careful[1:], bold[1:], subjects[1:], "brier", resamples=50)
+    assert (single.low, single.high) == (-1, 1)
+    many = paired_difference(np.tile(y, 20), np.tile(careful, 20), np.tile(bold, 20), np.arange(6000), "brier",
+                             resamples=200)  # fmt: skip
+    assert many.low > 0, "with forty positives resampling alone decides"
+
+
 def test_a_difference_on_few_positives_is_wide():
     y, subjects = np.arange(400) < 2, np.arange(400)
     good, bad = np.linspace(1, 0, 400), np.full(400, 0.5)

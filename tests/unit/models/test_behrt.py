@@ -375,3 +375,40 @@ def test_rotary_model_sees_order_and_has_no_position_table():
     mask = torch.ones_like(codes, dtype=torch.bool)
     forward, backward = model(codes, same, same, mask), model(codes.flip(1), same, same, mask).flip(1)
     assert (forward - backward).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "message"),
+    [
+        ({}, [0.0, float("nan"), 1.0, 1.0], "got nan and 0 more out of range; expected 0 to 1"),
+        ({}, [0.0, 2.0, 3.0, 1.0], "got 2.0 and 1 more out of range; expected 0 to 1"),
+        ({}, [0, -1, 0, 1], "got -1 and 0 more out of range; expected 0 to 1"),
+        ({"num_labels": 3}, [0, 1, 2, 3], "got 3 and 0 more out of range; expected 0 to 2"),
+        ({"num_labels": 3}, [0, 1, 2, -100], "got -100"),
+        ({"num_labels": 2, "problem_type": "multi_label"}, [[0.0, 1.0]] * 3 + [[0.0, float("inf")]], "got inf"),
+    ],
+)
+def test_labels_out_of_range_are_named(options, labels, message):
+    model = BEHRTForSequenceClassification(make_config(), **options)
+    with pytest.raises(ShapeError, match=f"labels has the wrong shape or range; {message}"):
+        model(**make_inputs(), labels=torch.tensor(labels))
+
+
+def test_labels_beyond_the_vocabulary_are_named():
+    inputs = make_inputs()
+    for wrong in (VOCABULARY, -1):
+        labels = mlm_labels(inputs)
+        labels[1, 1] = wrong
+        with pytest.raises(ShapeError, match=f"labels .*got {wrong} and 0 more .*expected 0 to 59, or -100"):
+            BEHRTForMLM(make_config())(**inputs, labels=labels)
+    with pytest.raises(ShapeError, match=r"float32 \(4, 12\); expected int64"):
+        BEHRTForMLM(make_config())(**inputs, labels=mlm_labels(inputs).float())
+    with pytest.raises(ShapeError, match=r"labels .*got 7\.0"):
+        BEHRTForNextVisitPrediction(make_config())(**inputs, labels=torch.full((4, VOCABULARY), 7.0))
+
+
+def test_soft_labels_within_bounds_are_fine():
+    loss = BEHRTForSequenceClassification(make_config())(
+        **make_inputs(), labels=torch.tensor([0.0, 0.3, 0.9, 1.0])
+    ).loss
+    assert torch.isfinite(loss)

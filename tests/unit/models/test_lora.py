@@ -375,3 +375,11 @@ def test_training_only_adapters_leaves_everything_else_alone():
     train(model)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (not is_adapter(name)), name
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, float("nan"), float("inf")])
+def test_an_alpha_that_would_silence_or_break_the_adapters_is_refused(alpha):
+    model = BEHRTForMLM(make_config())
+    with pytest.raises(ConfigError, match=r"alpha of LoRA.*expected a number above 0"):
+        apply_lora_to_behrt(model, rank=4, alpha=alpha)
+    assert model.adaptation is None

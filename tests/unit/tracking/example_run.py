@@ -124,7 +124,7 @@ def report_data() -> dict[str, Any]:
         "cohort": {
             "flow": [
                 {"step": "All subjects", "count": 3200},
-                {"step": "At least one year of history", "count": 2915},
+                {"step": "At least one year of history", "count": 2915, "subjects": 1977},
                 {"step": "No heart failure before the prediction time", "count": 2741},
                 {"step": "Followed for a year, or event before", "count": 2690},
             ],

@@ -9,6 +9,7 @@ import torch
 
 from ehrsequencing.data.batching import Batch
 from ehrsequencing.data.vocabulary import MASK, NUM_SPECIAL, SPECIAL_TOKENS, Vocabulary
+from ehrsequencing.errors import DataError
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTForMLM
 from ehrsequencing.training.plans import FIXED_EPOCH, ClassificationPlan, MLMPlan, MultiLabelPlan, rates
 
@@ -95,6 +96,36 @@ def test_floors_of_independent_codes_are_the_uniform_loss():
     floors = plan(made).floors()
     assert floors["uniform"]["loss"] == pytest.approx(np.log(20))
     assert floors["unigram"]["loss"] == pytest.approx(np.log(20), rel=1e-3)
+
+
+class Copyist(torch.nn.Module):
+    """What is best on codes that nothing predicts: one in two of the chosen codes that show a code is unchanged."""
+
+    def forward(self, codes, ages, visit_ids, mask, *, labels, **inputs):
+        shown = codes[labels != -100]
+        probability = torch.full((len(shown), 25), 1 / 20)
+        probability[:, :NUM_SPECIAL] = 1e-9
+        copied = torch.nn.functional.one_hot(shown, 25) * 0.5 + probability * 0.5
+        return torch.where((shown == MASK)[:, None], probability, copied).log(), None
+
+
+def test_copying_what_is_shown_earns_nothing():
+    made = batch(rows=400)
+    tested = plan(made)
+    found = tested.validate(Copyist(), torch.device("cpu"))
+    assert found["loss"] == pytest.approx(np.log(20), rel=1e-4)
+    assert found["loss"] == pytest.approx(tested.floors()["uniform"]["loss"], rel=1e-4)
+    assert found["accuracy"] < 0.08
+    inputs, labels = tested.masked(made, 0)
+    _, train = tested.step(BEHRTForMLM(tested.config), made, 0)
+    assert train["count"] == ((inputs["codes"] == MASK) & (labels != -100)).sum()
+
+
+def test_a_tuning_split_without_a_hidden_code_is_refused():
+    made = batch()
+    made.codes[:] = 2
+    with pytest.raises(DataError, match="no code of the tuning subjects is hidden"):
+        plan(made).floors()
 
 
 def test_classification_validates_with_torchmetrics():

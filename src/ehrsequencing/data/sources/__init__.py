@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.errors import ConfigError
-from ehrsequencing.io import refuse_overlap
 
 Progress = Callable[[int, int], None]
 
@@ -80,7 +80,7 @@ def import_source(
 
     Raises:
         ConfigError: unknown source or option, or an input where none is read (or the reverse),
-            or one of `src` and `out` is or lies in the other.
+            one of `src` and `out` is or lies in the other, or `out` lies in a dataset or token store.
         DataError: the input is missing, malformed or implausible.
         RunError: `out` exists, and `overwrite` is False or it holds no dataset that we wrote.
     """
@@ -99,8 +99,7 @@ def import_source(
         raise ConfigError(
             f"source {kind} has no option {', '.join(unknown)}", expected=", ".join(sorted(known)) or "no options"
         )
-    if src is not None:
-        refuse_overlap(src, out)
     inputs = () if src is None else (Path(src),)
+    refuse_in_data(out, *inputs)
     loader(*inputs, Path(out), overwrite=overwrite, progress=progress, **options)
     return MedsDataset.open(out)

@@ -114,7 +114,6 @@ def load(src: Path, out: Path, *, overwrite: bool = False, progress: Callable[[i
                 writer.write_events(split, 0, by_split[(split,)])
             if progress is not None:
                 progress(done, len(SPLITS))
-        writer.write_labels(LABEL, labels, manifest)
         writer.finish(
             codes,
             source="uci-diabetes",
@@ -122,6 +121,7 @@ def load(src: Path, out: Path, *, overwrite: bool = False, progress: Callable[[i
             notes=NOTES,
             extra={"encounters": len(encounters), "conflicts": conflicts, "labels": [LABEL]},
         )
+        writer.write_labels(LABEL, labels, manifest)
 
 
 def _read(src: Path) -> tuple[pl.DataFrame, dict[str, dict[int, str]]]:

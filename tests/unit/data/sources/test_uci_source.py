@@ -173,6 +173,7 @@ def test_labels_of_every_encounter_left_alive(tmp_path):
     ]
     assert [(step["rows"], step["subjects"]) for step in manifest["flow"]] == [(6, 4), (1, 1), (1, 1), (4, 2), (2, 1)]
     assert not events["code"].str.to_lowercase().str.contains("readmi").any()
+    assert manifest["dataset"] == {"source": "uci-diabetes", "fingerprint": dataset.fingerprint}
 
 
 @pytest.mark.parametrize(
