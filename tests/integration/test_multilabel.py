@@ -9,7 +9,7 @@ import pytest
 from ehrsequencing.benchmarks.compare import evaluate_run
 from ehrsequencing.config import FinetuneConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
-from ehrsequencing.data.labels import NO_CATEGORY, write_labels
+from ehrsequencing.data.labels import NO_CATEGORY, trained_categories, write_labels
 from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.io import read_json
 from ehrsequencing.training.finetune import finetune
@@ -17,7 +17,7 @@ from tests.integration.conftest import ADAPT, TINY
 from tests.integration.test_resume import FLAGS, command, run_until_done, same_run
 
 
-def next_visits(meds, every: int = 5) -> tuple[pl.DataFrame, list[str]]:
+def next_visits(meds, every: int = 10) -> tuple[pl.DataFrame, list[str]]:
     """Diagnoses and drugs of the next visit, at the end of every few visits; categories by their frequency in train."""
     events = pl.concat([frame.collect() for split in ("train", "tuning", "held_out")
                         for frame in MedsDataset.open(meds).frames(split)])  # fmt: skip
@@ -72,7 +72,7 @@ def run(world, labels, tmp_path_factory):
 
 def test_the_run_says_what_it_decides(labels, run):
     categories = read_json(labels / "next.json")["categories"]
-    assert read_json(run / "model" / "categories.json") == categories
+    assert trained_categories(run / "model") == categories
     assert read_json(run / "metadata.json")["categories"] == len(categories)
     entry = read_json(run / "summary.json")["metrics"]["behrt-small-lora"]["tuning:next_visit_codes/auroc_macro"]
     assert 0 < entry["categories"] <= len(categories)

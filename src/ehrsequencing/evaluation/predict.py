@@ -10,10 +10,10 @@ import polars as pl
 import torch
 
 from ehrsequencing.data.batching import BatchSource
+from ehrsequencing.data.labels import trained_categories
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import RunError
-from ehrsequencing.io import read_json
 from ehrsequencing.models.behrt import BEHRTForSequenceClassification
 
 
@@ -44,8 +44,7 @@ def check_categories(run: str | Path, categories: Sequence[str]) -> None:
     Raises:
         RunError: they are not.
     """
-    file = Path(run) / "model" / "categories.json"
-    own = read_json(file, RunError) if file.is_file() else []
+    own = trained_categories(Path(run) / "model")
     if own != list(categories):
         raise RunError(
             f"{run} decides another set of categories",

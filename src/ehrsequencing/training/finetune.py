@@ -16,7 +16,7 @@ import torch
 
 from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data
-from ehrsequencing.data.labels import labels_hash, read_labels
+from ehrsequencing.data.labels import CATEGORIES_FILE, labels_hash, read_labels, trained_categories
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import CheckpointError, ConfigError
 from ehrsequencing.io import hash_bytes, read_json
@@ -55,9 +55,6 @@ from ehrsequencing.training.runs import (
     store_files,
     warnings_to,
 )
-
-CATEGORIES_FILE = "categories.json"
-"""In the model folder of a multi-label task: the category of each output, a list of names."""
 
 
 def finetune(
@@ -245,7 +242,7 @@ def _prevalence(target: np.ndarray) -> np.ndarray:
 
 
 def _categories_file(categories: Sequence[str]) -> bytes:
-    return (json.dumps(list(categories), ensure_ascii=False) + "\n").encode()
+    return (json.dumps({"categories": list(categories)}, ensure_ascii=False) + "\n").encode()
 
 
 def _build(
@@ -265,7 +262,7 @@ def _build(
 
 def _check_head(base: Path, categories: Sequence[str]) -> None:
     """A fine-tuned base brings its head along, which must decide what these labels ask."""
-    own = read_json(base / CATEGORIES_FILE, CheckpointError) if (base / CATEGORIES_FILE).is_file() else []
+    own = trained_categories(base)
     if own != list(categories):
         raise ConfigError(
             f"{base} was fine-tuned on labels of another kind",
