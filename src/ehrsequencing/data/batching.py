@@ -36,7 +36,7 @@ class Batch:
         times: Float [B, L], days before the prediction time, 0 or more; 0 for CLS, static rows and padding.
         values: Float [B, L], share of train values at most this one, in [0, 1]; NaN without a value.
         subject_ids, example_ids: Long [B]; the example is its position in `Examples`.
-        targets: Float [B], or None.
+        targets: Float [B], Float [B, categories] of a multi-label task, or None.
     """
 
     codes: torch.Tensor
@@ -224,7 +224,7 @@ class BatchSource:
             values=torch.from_numpy(grid(self.values.cdf(split.statistic[row], split.value[row]), np.nan, np.float32)),
             subject_ids=torch.from_numpy(self.examples.subject_id[chosen]),
             example_ids=torch.from_numpy(chosen.astype(np.int64)),
-            targets=None if target is None else torch.from_numpy(target[chosen]),
+            targets=None if target is None else torch.from_numpy(target[chosen].astype(np.float32)),
         )
 
 

@@ -10,12 +10,29 @@ import pyarrow.parquet as pq
 from meds import LabelSchema
 
 from ehrsequencing.data.schema import LABEL_SCHEMA
-from ehrsequencing.errors import LabelError
+from ehrsequencing.errors import CheckpointError, LabelError
 from ehrsequencing.io import atomic_path, hash_bytes, hash_file, read_json, write_json
 
 VALUE_COLUMNS = ("boolean_value", "integer_value", "float_value", "categorical_value")
 NO_CATEGORY = "[none]"
 """`categorical_value` of the one row of a multi-label example without any positive category."""
+CATEGORIES_FILE = "categories.json"
+"""In the model folder of a multi-label task: the category of each output."""
+
+
+def trained_categories(model_folder: Path) -> list[str]:
+    """Categories that a model folder decides; none of a model of another kind.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = model_folder / CATEGORIES_FILE
+    if not file.is_file():
+        return []
+    stated = read_json(file, CheckpointError).get("categories")
+    if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+        raise CheckpointError(f"{file} names no categories", got=str(stated)[:80], expected="a list of names")
+    return stated
 
 
 def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:

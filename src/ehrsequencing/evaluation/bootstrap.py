@@ -225,7 +225,7 @@ def summarise_seeds(
     """
     rows, scores, cuts = _prepare(y_true, probabilities, thresholds, subject_ids, resamples, level)
     values, samples = rows.sample(metrics, scores, cuts, seed)
-    means, spread = values.mean(1), _mean_of_drawn_seeds(samples, seed)
+    means, spread = values.mean(1), mean_of_drawn_seeds(samples, seed)
     found = {}
     for m, name in enumerate(metrics):
         low, high = rows.percentiles(spread[m], means[m])
@@ -272,7 +272,7 @@ def paired_difference(
     values, samples = rows.sample([metric], [*scores_a, *scores_b], [*cuts_a, *cuts_b], seed)
     of_a, of_b = slice(0, len(scores_a)), slice(len(scores_a), None)
     mean_a, mean_b = values[0, of_a].mean(), values[0, of_b].mean()
-    spread = _mean_of_drawn_seeds(samples[:, of_a], seed) - _mean_of_drawn_seeds(samples[:, of_b], seed + 1)
+    spread = mean_of_drawn_seeds(samples[:, of_a], seed) - mean_of_drawn_seeds(samples[:, of_b], seed + 1)
     low, high = rows.percentiles(spread[0], mean_a - mean_b)
     if rows.too_few(metric):
         wide_a, wide_b = rows.proportion_interval(mean_a), rows.proportion_interval(mean_b)
@@ -303,7 +303,7 @@ def _prepare(
     return rows, [RankedScores(y_true, p) for p in probabilities], cuts
 
 
-def _mean_of_drawn_seeds(samples: Array, seed: int) -> Array:
+def mean_of_drawn_seeds(samples: Array, seed: int) -> Array:
     """[metrics, seeds, resamples] -> [metrics, resamples], each the mean of seeds - 1 seeds drawn anew."""
     seeds, resamples = samples.shape[1:]
     if seeds == 1:

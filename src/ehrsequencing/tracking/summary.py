@@ -12,6 +12,14 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "auroc": True,
     "auprc": True,
     "f1": True,
+    "auroc_micro": True,
+    "auroc_macro": True,
+    "auprc_micro": True,
+    "auprc_macro": True,
+    "f1_micro": True,
+    "f1_macro": True,
+    "recall_at_10": True,
+    "recall_at_30": True,
     "accuracy": True,
     "top10": True,
     "mlm_accuracy": True,
@@ -29,7 +37,9 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 }
 """Direction of every metric that the package computes, by the last part of its key."""
 
-METRIC_FIELDS = ("value", "low", "high", "n", "positives", "subjects", "seeds", "redrawn", "higher_is_better")
+METRIC_FIELDS = (
+    "value", "low", "high", "n", "positives", "subjects", "categories", "seeds", "redrawn", "higher_is_better",
+)  # fmt: skip
 
 
 def split_key(key: str) -> tuple[str, str, str]:

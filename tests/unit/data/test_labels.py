@@ -5,9 +5,16 @@ import pyarrow.parquet as pq
 import pytest
 from meds import LabelSchema
 
-from ehrsequencing.data.labels import NO_CATEGORY, labels_hash, read_labels, validate_labels, write_labels
+from ehrsequencing.data.labels import (
+    NO_CATEGORY,
+    labels_hash,
+    read_labels,
+    trained_categories,
+    validate_labels,
+    write_labels,
+)
 from ehrsequencing.data.schema import LABEL_SCHEMA
-from ehrsequencing.errors import LabelError
+from ehrsequencing.errors import CheckpointError, LabelError
 from ehrsequencing.io import hash_file
 
 DAY = dt.datetime(2020, 1, 1)
@@ -160,3 +167,10 @@ def test_reading_says_what_is_wrong(tmp_path):
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(LabelError, match=r"b\.json is not readable JSON"):
         read_labels(tmp_path / "b.parquet")
+
+
+def test_a_damaged_list_of_categories_is_an_error(tmp_path):
+    assert trained_categories(tmp_path) == []
+    (tmp_path / "categories.json").write_text('{"categories": [1]}')
+    with pytest.raises(CheckpointError, match=r"names no categories; got \[1\]; expected a list of names"):
+        trained_categories(tmp_path)
