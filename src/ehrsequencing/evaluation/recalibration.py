@@ -175,9 +175,7 @@ def _sigmoid(x: Array) -> Array:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
-def _fit_line(
-    x: Array, target: Array, weights: Array, start: tuple[Array, Array] | None = None
-) -> tuple[Array, Array]:
+def _fit_line(x: Array, target: Array, weights: Array, start: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
     """Intercept and slope, float [r] each, of logistic regressions of target on x [n] under weights [r, n].
 
     Newton's method on centred x; a step that does not raise the likelihood is halved.

@@ -32,7 +32,9 @@ def auroc_standard_error(auroc: float, positives: int, negatives: int) -> float:
     """
     if positives < 1 or negatives < 1:
         raise MetricError(
-            "AUROC needs both classes", got=f"{positives} positives and {negatives} negatives", expected="1 or more each"
+            "AUROC needs both classes",
+            got=f"{positives} positives and {negatives} negatives",
+            expected="1 or more each",
         )
     if not 0 <= auroc <= 1:
         raise MetricError("an AUROC is out of range", got=auroc, expected="0 to 1")
@@ -42,9 +44,7 @@ def auroc_standard_error(auroc: float, positives: int, negatives: int) -> float:
     return math.sqrt(max(0.0, variance) / (positives * negatives))
 
 
-def expected_half_width(
-    positives: int, negatives: int, *, auroc: float = ASSUMED_AUROC, level: float = 0.95
-) -> float:
+def expected_half_width(positives: int, negatives: int, *, auroc: float = ASSUMED_AUROC, level: float = 0.95) -> float:
     """Half the width that the interval of AUROC is expected to have.
 
     Several rows of one subject count as independent here, so the true interval is wider where there are many.
@@ -60,9 +60,7 @@ def expected_half_width(
     return NormalDist().inv_cdf((1 + level) / 2) * auroc_standard_error(auroc, positives, negatives)
 
 
-def positives_needed(
-    half_width: float, share: float, *, auroc: float = ASSUMED_AUROC, level: float = 0.95
-) -> int:
+def positives_needed(half_width: float, share: float, *, auroc: float = ASSUMED_AUROC, level: float = 0.95) -> int:
     """Positive rows with which the interval of AUROC is expected to be at most plus or minus `half_width`.
 
     Args:

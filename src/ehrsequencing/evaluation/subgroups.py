@@ -49,9 +49,7 @@ class Subgroup:
 
 def available(vocabulary: Vocabulary) -> list[str]:
     """The groupings of `DEFAULT` that a store has the codes of; age needs none."""
-    return [
-        by for by in DEFAULT if by == "age" or any(code.startswith(PREFIXES[by]) for code in vocabulary.base_codes)
-    ]
+    return [by for by in DEFAULT if by == "age" or any(code.startswith(PREFIXES[by]) for code in vocabulary.base_codes)]
 
 
 def check_grouping(by: str, vocabulary: Vocabulary) -> None:
