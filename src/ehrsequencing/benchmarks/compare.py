@@ -401,7 +401,7 @@ def evaluate_run(
         arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)
     }
     sections["caveats"] = comparison_caveats(comparison)
-    out = result_folder(run, store) if external is not None else run
+    out = result_folder(run, store.path) if external is not None else run
     if external is not None:
         sections |= {"title": f"External validation of {run.name} on {store.path.name}", "unknown": external.unknown}
         with ExperimentTracker(out.name, out.parent, exist_ok=True) as tracker:
@@ -410,9 +410,9 @@ def evaluate_run(
     return finish_comparison(out, comparison, sections)
 
 
-def result_folder(run: Path, store: TokenStore) -> Path:
+def result_folder(run: Path, store: Path) -> Path:
     """Where the external validation of a run on another store lies."""
-    return run / "arms" / f"on-{store.path.resolve().name}"
+    return run / "arms" / f"on-{store.resolve().name}"
 
 
 def finish_comparison(

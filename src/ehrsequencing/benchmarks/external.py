@@ -17,6 +17,7 @@ from ehrsequencing.data.store import SplitStore, TokenStore
 from ehrsequencing.data.vocabulary import UNK
 from ehrsequencing.errors import LabelError, RunError, SplitError, StoreError, VocabularyMismatchError
 from ehrsequencing.io import read_json
+from ehrsequencing.training.finetune import check_origin
 
 LEARNED = ("train", "tuning")
 
@@ -107,7 +108,9 @@ def open_external(
             got=other.values.hash[:16], expected=training.values.hash[:16], remedy=remedy,
         )  # fmt: skip
     labels, manifest = read_labels(labels_path)
-    _check_origin(other, manifest, str(labels_path))
+    check_origin(other, manifest, str(labels_path))
+    if labels["boolean_value"].null_count():
+        raise LabelError(f"{labels_path}: an external validation needs a binary task", expected="boolean_value")
     subjects = labels["subject_id"].to_numpy()
     joined = JoinedSplit(other, SPLITS, subjects)
     if unknown := int((joined.index_of(subjects) < 0).sum()):
@@ -157,15 +160,6 @@ def _training_store(metadata: dict[str, Any], moved_to: Path | None) -> TokenSto
     return store
 
 
-def _check_origin(store: TokenStore, manifest: dict[str, Any], source: str) -> None:
-    labelled, prepared = manifest.get("dataset", {}).get("fingerprint"), store.manifest.get("dataset_fingerprint")
-    if labelled and labelled != prepared:
-        raise LabelError(
-            f"{source} was built from another dataset than {store.path}", got=labelled[:16],
-            expected=str(prepared)[:16], remedy="build the labels from the dataset the store was prepared from",
-        )  # fmt: skip
-
-
 def _lineage(runs: Sequence[Path], training: TokenStore, notes: list[str]) -> list[tuple[TokenStore, str]]:
     """Every store that the runs, or what they started from, learned from."""
     found = {training.fingerprint: (training, "the run")}
@@ -213,8 +207,8 @@ def _refuse_learned(joined: JoinedSplit, other: TokenStore, store: TokenStore, t
     if not apart:
         return None
     return (
-        f"{apart} identifiers occur in both datasets, whose sources differ ({sources[0]} and {sources[1]}); the times of "
-        "their events differ, so they are taken for different people."
+        f"{apart} identifiers occur in both datasets, whose sources differ ({sources[0]} and {sources[1]}); the times "
+        "of their events differ, so they are taken for different people."
     )
 
 

@@ -19,7 +19,7 @@ from ehrsequencing.evaluation.bootstrap import summarise_seeds
 from ehrsequencing.evaluation.calibration import calibration_curve
 from ehrsequencing.evaluation.decision import decision_curve
 from ehrsequencing.evaluation.recalibration import METHODS, calibration_fit, fit_recalibration
-from ehrsequencing.evaluation.sample_size import guidance
+from ehrsequencing.evaluation.sample_size import guidance, split_guidance
 from ehrsequencing.evaluation.subgroups import available, check_grouping, groups_of, subgroup_metrics
 from ehrsequencing.io import atomic_path
 from ehrsequencing.tracking.summary import subgroup_key
@@ -233,7 +233,7 @@ def write_flat(
             "split": names.astype(str),
             "label": (np.asarray(examples.target) > 0.5).astype(np.int8),
         }
-        models = {}
+        models: dict[str, np.ndarray] = {}
         if split == "held_out":
             models = {
                 arm.name if len(arm.held_out) == 1 else f"{arm.name}/seed-{index}": p
@@ -244,31 +244,14 @@ def write_flat(
         frames[split] = pl.DataFrame({**columns, **models, **strata})
     with atomic_path(folder / "held_out.csv") as temporary:
         frames["held_out"].write_csv(temporary)
-    models = set(frames["held_out"].columns) - set(frames["train"].columns)
+    predictions = set(frames["held_out"].columns) - set(frames["train"].columns)
     own = [frames[split] for split in SPLITS if split != "held_out" or split_of is None]
     with atomic_path(folder / "cohort.csv") as temporary:
-        pl.concat([frame.drop(models, strict=False) for frame in own]).write_csv(temporary)
-
-
-def split_guidance(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One sentence per judged split on how precisely an AUROC will be known, from the counts of a labels' manifest.
-
-    >>> split_guidance({"held_out": {"rows": 1224, "subjects": 310, "positives": 74}})[0][:37]
-    'held-out: 74 positives of 1,224 rows,'
-    """
-    found = []
-    for split, told in (("held_out", "held-out"), ("tuning", "tuning")):
-        counts = splits.get(split, {})
-        if "positives" in counts:
-            found.append(guidance(counts["positives"], counts["rows"] - counts["positives"], split=told))
-    return found
+        pl.concat([frame.drop(predictions, strict=False) for frame in own]).write_csv(temporary)
 
 
 def labels_guidance(store: TokenStore, labels_path: str | Path) -> list[str]:
-    """`split_guidance` of labels of any origin; nothing where they are not binary.
-
-    Counts the labels of held-out subjects; what they look like is not read.
-    """
+    """`split_guidance` of labels of any origin; nothing where they are not binary, and no histories are read."""
     labels, _ = read_labels(labels_path)
     if labels["boolean_value"].null_count():
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,12 +48,12 @@ class JoinedSplit(SplitStore):
             )
             setattr(self, column, joined)
 
-    def __reduce__(self) -> str | tuple:
-        # Not its path, as of a split on disk: what it holds.
+    def __reduce__(self) -> Any:
+        # A split on disk travels as its path; this one as what it holds.
         return _restore, (self.__dict__,)
 
 
-def _restore(content: dict) -> JoinedSplit:
+def _restore(content: dict[str, Any]) -> JoinedSplit:
     joined = JoinedSplit.__new__(JoinedSplit)
     joined.__dict__.update(content)
     return joined

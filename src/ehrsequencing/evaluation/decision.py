@@ -127,7 +127,7 @@ def _cuts(thresholds: ArrayLike) -> Array:
 
 def _worth(y: np.ndarray, p: Array, cuts: Array) -> Array:
     """What treating each row is worth at each threshold, float [n, t]; 0 where it is not treated."""
-    return (p[:, None] >= cuts) * np.where(y[:, None], 1.0, -cuts / (1 - cuts))
+    return np.where(p[:, None] >= cuts, 1.0, 0.0) * np.where(y[:, None], 1.0, -cuts / (1 - cuts))
 
 
 def _per_subject(table: Array, rows: Resamples) -> Array:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import NormalDist
+from typing import Any
 
 from ehrsequencing.errors import MetricError
 
@@ -98,8 +100,8 @@ def guidance(positives: int, negatives: int, *, split: str = "held-out", auroc: 
     """One sentence on how precisely an AUROC will be known on so many rows.
 
     >>> print(guidance(74, 1150))
-    held-out: 74 positives of 1,224 rows, so an AUROC of 0.75 will be known to about +-0.066 (95 %); \
-+-0.02 needs about 795 positives
+    held-out: 74 positives of 1,224 rows, so an AUROC of 0.75 will be known to about ±0.066 (95 %); \
+±0.02 needs about 795 positives
     >>> print(guidance(0, 5))
     held-out: 0 positives of 5 rows: no AUROC can be computed
     """
@@ -108,7 +110,21 @@ def guidance(positives: int, negatives: int, *, split: str = "held-out", auroc: 
     if not positives or not negatives:
         return f"{head}: no AUROC can be computed"
     half = expected_half_width(positives, negatives, auroc=auroc)
-    text = f"{head}, so an AUROC of {auroc:g} will be known to about +-{min(half, 0.5):.3f} (95 %)"
+    text = f"{head}, so an AUROC of {auroc:g} will be known to about ±{min(half, 0.5):.3f} (95 %)"
     if half > 0.02:
-        text += f"; +-0.02 needs about {positives_needed(0.02, positives / rows, auroc=auroc):,} positives"
+        text += f"; ±0.02 needs about {positives_needed(0.02, positives / rows, auroc=auroc):,} positives"
     return text
+
+
+def split_guidance(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One sentence per judged split on how precisely an AUROC will be known, from the counts of a labels' manifest.
+
+    >>> split_guidance({"held_out": {"rows": 1224, "subjects": 310, "positives": 74}})[0][:37]
+    'held-out: 74 positives of 1,224 rows,'
+    """
+    found = []
+    for split, told in (("held_out", "held-out"), ("tuning", "tuning")):
+        counts = splits.get(split, {})
+        if "positives" in counts:
+            found.append(guidance(counts["positives"], counts["rows"] - counts["positives"], split=told))
+    return found

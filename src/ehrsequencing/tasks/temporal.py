@@ -116,7 +116,7 @@ def split_by_time(
 
 
 def _range_of(rows: pl.DataFrame) -> str:
-    first, last = rows["prediction_time"].min(), rows["prediction_time"].max()
+    first, last = rows.select(first=pl.col("prediction_time").min(), last=pl.col("prediction_time").max()).row(0)
     return f"{len(rows)} predictions from {first} to {last}"
 
 

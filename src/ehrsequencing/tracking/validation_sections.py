@@ -49,12 +49,14 @@ def decisions(curves: Decision | None, names: Names) -> Html | None:
         )
         for model in order
     ]
-    series.append(Series("Treat all", list(zip(curves.thresholds, curves.treat_all, strict=True))))
     top = max([point.value for model in curves.models.values() for point in model.net_benefit] + curves.treat_all)
-    # Treating everyone falls without end where thresholds are high; what lies below no treatment needs little room.
+    # Treating everyone falls without end where thresholds are high, and what lies below no treatment needs little room.
+    floor = -0.25 * top
+    everyone = [(x, y if y >= floor else None) for x, y in zip(curves.thresholds, curves.treat_all, strict=True)]
+    series.append(Series("Treat all", everyone))
     chart = line_chart(
         "Decision curve", series, "Risk from which one would act", "Net benefit per prediction",
-        x_range=(0.0, curves.thresholds[-1]), y_range=(-0.25 * top, 1.05 * top) if top > 0 else None, level=0.0,
+        x_range=(0.0, curves.thresholds[-1]), y_range=(floor, 1.05 * top) if top > 0 else None, level=0.0,
     )  # fmt: skip
     last = len(curves.thresholds) - 1
     shown = sorted({round(index * last / (_ROWS - 1)) for index in range(_ROWS)})
@@ -68,8 +70,8 @@ def decisions(curves: Decision | None, names: Names) -> Html | None:
     head = ["Acting from", "Treat all", *(names.get(model, model) for model in order)]
     note = (
         "Net benefit counts a hit as 1 and a false alarm as threshold / (1 - threshold). Dashed grey: treating no one, "
-        "worth 0. Intervals are pointwise and resample subjects; bold where the interval of the gain over the better of "
-        "treating everyone and no one lies above zero."
+        "worth 0. Intervals are pointwise and resample subjects; bold where the interval of the gain over the better "
+        "of treating everyone and no one lies above zero."
     )
     figures = element("div", chart, class_="charts")
     return join([figures, table("Net benefit at some thresholds", head, body), element("p", note, class_="note")])
@@ -165,8 +167,9 @@ def variance(metrics: Metrics, names: Names) -> Html | None:
         return None
     head = ["Model", "Trainings", "Mean", "SD between trainings", "SD of their mean", "SD over subjects"]
     note = (
-        "Two sources of error, apart: other seeds of the same training on the same subjects, and other subjects for the "
-        "same trainings. The intervals in the tables hold both: the SD of the mean over trainings and that over subjects."
+        "Two sources of error, apart: other seeds of the same training on the same subjects, and other subjects for "
+        "the same trainings. The intervals in the tables hold both: the SD of the trainings' mean and that over "
+        "subjects."
     )
     return join([table("Trainings and subjects", head, body), element("p", note, class_="note")])
 

@@ -4,8 +4,8 @@ import pytest
 from ehrsequencing.errors import MetricError
 from ehrsequencing.evaluation.bootstrap import (
     DEFAULT_METRICS,
-    mean_of_drawn_seeds,
     evaluate,
+    mean_of_drawn_seeds,
     paired_difference,
     summarise_seeds,
 )
