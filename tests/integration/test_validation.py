@@ -24,7 +24,7 @@ from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.synthetic import synthesise
 from ehrsequencing.errors import ConfigError, LabelError, RunError, SplitError, StoreError, VocabularyMismatchError
-from ehrsequencing.evaluation.metrics import brier
+from ehrsequencing.evaluation.metrics import auroc, brier
 from ehrsequencing.evaluation.recalibration import fit_recalibration
 from ehrsequencing.tasks.cohorts import build_labels, parse_task
 from ehrsequencing.tasks.temporal import split_by_time
@@ -35,24 +35,15 @@ TASK = "onset:ICD10CM//I10,ICD10CM//E11@730"
 MODEL = "behrt-small-lora"
 
 
-def tuned() -> FinetuneConfig:
-    return load_config(FinetuneConfig, overrides={**ADAPT, "loop.epochs": 1})
+def tuned(epochs: int = 1) -> FinetuneConfig:
+    return load_config(FinetuneConfig, overrides={**ADAPT, "loop.epochs": epochs})
 
 
 @pytest.fixture(scope="module")
 def run(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("validated") / "lora"
-    finetune(world.store, world.labels, out, tuned(), from_run=world.pretrained)
+    finetune(world.store, world.labels, out, tuned(2), from_run=world.pretrained)
     return out
-
-
-@pytest.fixture(scope="module")
-def judged(world, run):
-    summary = evaluate_run(
-        run, world.store, baselines=["logistic_regression"], resamples=100,
-        validation=ValidationOptions("platt", ("sex", "age", "ICD10CM//E78", "year")),
-    )  # fmt: skip
-    return summary, json.loads((run / "report_data.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -66,43 +57,54 @@ def abroad(world, tmp_path_factory):
     return SimpleNamespace(root=root, meds=root / "meds", store=root / "store", labels=root / "labels.parquet")
 
 
-def test_recalibrated_figures_stand_beside_the_raw_ones(judged, run):
-    summary, report = judged
-    raw, mended = summary["metrics"][MODEL], summary["metrics"][f"{MODEL} + platt"]
+@pytest.fixture(scope="module")
+def judged(run, abroad):
+    """The run on all subjects of the other dataset, which are enough to score groups."""
+    summary = evaluate_run(
+        run, abroad.store, abroad.labels, baselines=["logistic_regression"], resamples=100,
+        validation=ValidationOptions("isotonic", ("sex", "age", "ICD10CM//E78", "year")),
+    )  # fmt: skip
+    out = run / "arms" / "on-store"
+    return SimpleNamespace(out=out, summary=summary, report=json.loads((out / "report_data.json").read_text()))
+
+
+def test_recalibrated_figures_stand_beside_the_raw_ones(judged):
+    raw, mended = (judged.summary["metrics"][name] for name in (MODEL, f"{MODEL} + isotonic"))
     assert set(mended) == {f"{TASK}/brier", f"{TASK}/ece"}
-    tuning, held = (pl.read_parquet(run / "predictions" / f"{split}.parquet") for split in ("tuning", "held_out"))
-    fitted = fit_recalibration("platt", tuning["label"], tuning[MODEL])
+    tuning, held = (pl.read_parquet(judged.out / "predictions" / f"{name}.parquet") for name in ("tuning", "held_out"))
+    fitted = fit_recalibration("isotonic", tuning["label"], tuning[MODEL])
     assert mended[f"{TASK}/brier"]["value"] == pytest.approx(brier(held["label"], fitted.apply(held[MODEL])), abs=1e-12)
     assert raw[f"{TASK}/brier"]["value"] == pytest.approx(brier(held["label"], held[MODEL]), abs=1e-12)
-    assert set(summary["calibration"]) == set(summary["metrics"]) == set(report["calibration_fit"])
-    assert set(report["decision"]["models"]) == set(summary["metrics"])
+    assert set(judged.summary["calibration"]) == set(judged.summary["metrics"]) == set(judged.report["calibration_fit"])
+    assert set(judged.report["decision"]["models"]) == set(judged.summary["metrics"])
 
 
-def test_subgroups_have_names_of_their_own_and_the_page_shows_them(judged, run):
-    summary, report = judged
-    sizes = {(row["by"], row["group"]): row for row in report["subgroups"]}
-    held = pl.read_csv(run / "predictions" / "held_out.csv", infer_schema_length=None)
+def test_subgroups_have_names_of_their_own_and_the_page_shows_them(judged):
+    sizes = {(row["by"], row["group"]): row for row in judged.report["subgroups"]}
+    held = pl.read_csv(judged.out / "predictions" / "held_out.csv", infer_schema_length=None)
     for (by, group), row in sizes.items():
         rows = held.filter(pl.col(by).cast(pl.String) == group)
         assert (len(rows), rows["label"].sum()) == (row["n"], row["positives"])
-        key = f"{TASK}[{by}={group}]/auroc"
-        assert (key in summary["metrics"][MODEL]) == (row["too_small"] is None)
-    assert any(row["too_small"] is None for row in sizes.values())
+        for model in (MODEL, "logistic_regression"):
+            assert (f"{TASK}[{by}={group}]/auroc" in judged.summary["metrics"][model]) == (row["too_small"] is None)
+    assert sizes["sex", "Female" if ("sex", "Female") in sizes else "F"]["too_small"] is None
     assert any(row["too_small"] is not None for row in sizes.values())
-    page = (run / "report.html").read_text()
+    page = (judged.out / "report.html").read_text()
     for heading in ("Subgroups", "Decisions", "Calibration slope and intercept"):
         assert f">{heading}</h2>" in page
-    results = page[page.index('id="results-title"') : page.index('id="differences-title"')]
     assert "[sex=" not in page
-    assert "Female" not in results
 
 
-def test_flat_files_hold_cohort_and_predictions(judged, run, world):
+def test_flat_files_hold_cohort_and_predictions(run, world):
+    evaluate_run(
+        run, world.store, baselines=["logistic_regression"], resamples=100,
+        validation=ValidationOptions("isotonic", ("sex", "year")),
+    )  # fmt: skip
     held = pl.read_csv(run / "predictions" / "held_out.csv", try_parse_dates=True)
     exact = pl.read_parquet(run / "predictions" / "held_out.parquet")
     assert held.columns == [
-        "subject_id", "prediction_time", "split", "label", MODEL, "logistic_regression", f"{MODEL} + platt",
-        "logistic_regression + platt", "sex", "age", "ICD10CM//E78", "year",
+        "subject_id", "prediction_time", "split", "label", MODEL, "logistic_regression", f"{MODEL} + isotonic",
+        "logistic_regression + isotonic", "sex", "year",
     ]  # fmt: skip
     assert held["prediction_time"].cast(pl.Datetime("us")).equals(exact["prediction_time"])
     np.testing.assert_array_equal(held[MODEL], exact[MODEL])
@@ -112,6 +114,25 @@ def test_flat_files_hold_cohort_and_predictions(judged, run, world):
     assert len(cohort) == len(labels)
     assert set(cohort["split"]) == set(SPLITS)
     assert MODEL not in cohort.columns
+
+
+def test_a_model_that_cannot_be_recalibrated_is_named_and_judged_as_it_is(world, run, monkeypatch):
+    """Turned round, the model ranks worse than chance on tuning."""
+    from ehrsequencing.benchmarks import compare
+
+    def turned(*arguments, **options):
+        return 1 - predict(*arguments, **options)
+
+    predict = compare.predict
+    for attempt in (predict, turned):
+        monkeypatch.setattr(compare, "predict", attempt)
+        summary = evaluate_run(run, world.store, baselines=[], resamples=100, validation=ValidationOptions("platt", ()))
+        tuning = pl.read_parquet(run / "predictions" / "tuning.parquet")
+        caveats = json.loads((run / "report_data.json").read_text())["caveats"]
+        refused = any(f"{MODEL} was not recalibrated: Platt's slope" in line for line in caveats)
+        assert refused == (f"{MODEL} + platt" not in summary["metrics"])
+        assert refused == (auroc(tuning["label"], tuning[MODEL]) < 0.5)
+        assert f"{TASK}/auroc" in summary["metrics"][MODEL]
 
 
 def test_options_are_checked_before_anything_is_done(world, run):
@@ -141,8 +162,6 @@ def test_both_sources_of_variance_are_told_apart(world, tmp_path):
     summary = evaluate_run(out, world.store, baselines=["logistic_regression"], resamples=100)
     entry, single = (summary["metrics"][name][f"{TASK}/auroc"] for name in (MODEL, "logistic_regression"))
     held = pl.read_parquet(out / "predictions" / "held_out.parquet")
-    from ehrsequencing.evaluation.metrics import auroc
-
     values = [auroc(held["label"], held[f"{MODEL}/seed-{index}"]) for index in range(2)]
     assert entry["seed_sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
     assert entry["subject_sd"] > 0
@@ -153,22 +172,17 @@ def test_both_sources_of_variance_are_told_apart(world, tmp_path):
     assert f"{entry['subject_sd']:.4f}" in section[:6000]
 
 
-def test_external_validation_judges_every_labelled_subject_of_the_other_dataset(world, run, abroad):
-    before = (run / "summary.json").read_bytes()
-    summary = evaluate_run(
-        run, abroad.store, abroad.labels, baselines=["logistic_regression"], resamples=100,
-        validation=ValidationOptions("platt", ("sex",)),
-    )  # fmt: skip
-    out = run / "arms" / "on-store"
+def test_external_validation_judges_every_labelled_subject_of_the_other_dataset(judged, run, abroad):
     labels, _ = read_labels(abroad.labels)
-    held = pl.read_csv(out / "predictions" / "held_out.csv")
+    held = pl.read_csv(judged.out / "predictions" / "held_out.csv")
     assert sorted(held["subject_id"]) == sorted(labels["subject_id"])
     assert set(held["split"]) == set(SPLITS)
-    assert summary["metrics"][MODEL][f"{TASK}/auroc"]["n"] == len(labels)
-    assert summary["unknown"]["unknown_events"] == 0
-    # The run's own figures stay.
-    assert (run / "summary.json").read_bytes() == before
-    page = (out / "report.html").read_text()
+    assert judged.summary["metrics"][MODEL][f"{TASK}/auroc"]["n"] == len(labels)
+    assert judged.summary["unknown"]["unknown_events"] == 0
+    # The run's own figures are others.
+    own = json.loads((run / "summary.json").read_text())["metrics"]
+    assert own.get(MODEL, {}).get(f"{TASK}/auroc", {}).get("n") != len(labels)
+    page = (judged.out / "report.html").read_text()
     assert "External validation: trained on synthetic" in page
     assert ">Unknown codes</h2>" in page
 
@@ -282,7 +296,7 @@ def test_temporal_validation_reaches_training_and_baselines_alike(world, tmp_pat
 
 def test_guidance_before_training_counts_the_judged_labels(world):
     store = TokenStore.open(world.store)
-    labels, manifest = read_labels(world.labels)
+    _, manifest = read_labels(world.labels)
     counts = manifest["splits"]["held_out"]
     held_out, tuning = labels_guidance(store, world.labels)
     assert held_out.startswith(f"held-out: {counts['positives']} positives of {counts['rows']} rows, so an AUROC")

@@ -59,7 +59,7 @@ def test_recalibration_mends_other_rows(method):
     before = calibration_fit(new_y, [new_p], subjects, resamples=50)
     assert before.slope.high < 0.6
     assert before.intercept.high < 0
-    assert log_loss(new_y, mended) < log_loss(new_y, new_p) - 0.04
+    assert log_loss(new_y, mended) < log_loss(new_y, new_p) - 0.02
     after = calibration_fit(new_y, [mended], subjects, resamples=50)
     assert after.intercept.low < 0.05
     assert after.intercept.high > -0.05

@@ -22,7 +22,8 @@ def at(year):
 def store(tmp_path):
     rows = [
         # Dated code that follows the prediction; two sexes, the later one wins from its date on.
-        (1, BORN, "MEDS_BIRTH"), (1, None, "GENDER//Female"), (1, at(2000), "ICD10CM//E11.9"), (1, at(2010), "GENDER//Male"),
+        (1, BORN, "MEDS_BIRTH"), (1, None, "GENDER//Female"), (1, at(2000), "ICD10CM//E11.9"),
+        (1, at(2010), "GENDER//Male"),
         (2, None, "GENDER//Male"), (2, at(2001), "ICD10CM//I10"), (2, None, "RACE//Asian//Korean"),
         (3, datetime(1999, 6, 2), "MEDS_BIRTH"), (3, at(2000), "ICD10CM//I10"), (3, at(2000), "INSURANCE//Medicare"),
     ]  # fmt: skip
