@@ -123,16 +123,15 @@ def test_a_model_that_cannot_be_recalibrated_is_named_and_judged_as_it_is(world,
     def turned(*arguments, **options):
         return 1 - predict(*arguments, **options)
 
-    predict = compare.predict
+    predict, refused = compare.predict, []
     for attempt in (predict, turned):
         monkeypatch.setattr(compare, "predict", attempt)
         summary = evaluate_run(run, world.store, baselines=[], resamples=100, validation=ValidationOptions("platt", ()))
-        tuning = pl.read_parquet(run / "predictions" / "tuning.parquet")
         caveats = json.loads((run / "report_data.json").read_text())["caveats"]
-        refused = any(f"{MODEL} was not recalibrated: Platt's slope" in line for line in caveats)
-        assert refused == (f"{MODEL} + platt" not in summary["metrics"])
-        assert refused == (auroc(tuning["label"], tuning[MODEL]) < 0.5)
+        refused.append(any(f"{MODEL} was not recalibrated: Platt's slope" in line for line in caveats))
+        assert refused[-1] == (f"{MODEL} + platt" not in summary["metrics"])
         assert f"{TASK}/auroc" in summary["metrics"][MODEL]
+    assert sum(refused) == 1
 
 
 def test_options_are_checked_before_anything_is_done(world, run):
