@@ -118,14 +118,14 @@ def test_flat_files_hold_cohort_and_predictions(run, world):
 
 def test_a_model_that_cannot_be_recalibrated_is_named_and_judged_as_it_is(world, run, monkeypatch):
     """Turned round, the model ranks worse than chance on tuning."""
-    from ehrsequencing.benchmarks import compare
+    from ehrsequencing.benchmarks import arms
 
     def turned(*arguments, **options):
         return 1 - predict(*arguments, **options)
 
-    predict, refused = compare.predict, []
+    predict, refused = arms.predict, []
     for attempt in (predict, turned):
-        monkeypatch.setattr(compare, "predict", attempt)
+        monkeypatch.setattr(arms, "predict", attempt)
         summary = evaluate_run(run, world.store, baselines=[], resamples=100, validation=ValidationOptions("platt", ()))
         caveats = json.loads((run / "report_data.json").read_text())["caveats"]
         refused.append(any(f"{MODEL} was not recalibrated: Platt's slope" in line for line in caveats))
@@ -187,7 +187,7 @@ def test_external_validation_judges_every_labelled_subject_of_the_other_dataset(
 
 
 def test_baselines_are_fitted_at_home_and_applied_abroad(world, run, abroad):
-    evaluate_run(run, abroad.store, abroad.labels, baselines=["logistic_regression"], resamples=100)
+    evaluate_run(run, abroad.store, abroad.labels, baselines=["logistic_regression"], history="whole", resamples=100)
     found = pl.read_parquet(run / "arms" / "on-store" / "predictions" / "held_out.parquet")
     home, away = TokenStore.open(world.store), TokenStore.open(abroad.store)
     labels, _ = read_labels(world.labels)

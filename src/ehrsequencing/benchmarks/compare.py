@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,43 +12,29 @@ import numpy as np
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
+from ehrsequencing.benchmarks.arms import Arm, members, run_arm
 from ehrsequencing.benchmarks.external import External, is_external, open_external, require_labels
+from ehrsequencing.benchmarks.multilabel import category_table, judge_multilabel
 from ehrsequencing.benchmarks.validation import Validation, ValidationOptions, add_validation, write_flat
-from ehrsequencing.data.labels import labels_hash, read_labels
+from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.evaluation.bootstrap import Estimate, paired_difference, summarise_seeds
 from ehrsequencing.evaluation.calibration import calibration_curve
-from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points
-from ehrsequencing.evaluation.predict import load_classifier, predict, prediction_frame
+from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points, thinned
+from ehrsequencing.evaluation.predict import prediction_frame
 from ehrsequencing.io import atomic_path, read_json, write_json, write_text
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.report import write_report
-from ehrsequencing.tracking.report_data import read_report_data, write_report_data
+from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.tracking.text import summary_text
-from ehrsequencing.training.finetune import binary_examples
+from ehrsequencing.training.examples import labelled_examples
 from ehrsequencing.training.runs import flow_section
 
 BASELINES = ("logistic_regression", "random_forest", "xgboost")
 METRIC_NAMES = ("auroc", "auprc", "f1", "brier", "ece")
-
-
-@dataclass
-class Arm:
-    """One model of the comparison: what it is and what it predicts (per seed, float [examples])."""
-
-    name: str
-    kind: str
-    tuning: list[np.ndarray]
-    held_out: list[np.ndarray]
-    seconds: float
-    trainable_parameters: int | None = None
-    notes: str = ""
-    features: int | None = None
-    grid: list[dict[str, Any]] = field(default_factory=list)
-    chosen: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,6 +47,7 @@ class Comparison:
     metrics: dict[str, dict[str, dict[str, Any]]]
     differences: list[dict[str, Any]]
     report: dict[str, Any]
+    notes: list[str]
     validation: Validation = field(default_factory=Validation)
     external: External | None = None
 
@@ -72,6 +58,7 @@ def compare(
     labels_path: str | Path,
     *,
     baselines: Sequence[str] = BASELINES,
+    history: str = "model",
     reference: str | None = None,
     validation: ValidationOptions | None = None,
     external: External | None = None,
@@ -86,8 +73,9 @@ def compare(
     Args:
         runs: Fine-tuning runs on this store and these labels.
         store_path: Token store.
-        labels_path: Binary labels.
+        labels_path: Binary or multi-label labels.
         baselines: Names from `BASELINES`; each is fitted on train and chosen on tuning.
+        history: What the baselines see: "model", the histories as cut for the longest model of `runs`; or "whole".
         reference: Name of the arm to which the others are compared; the first run by default.
         validation: Recalibration and subgroups; defaults of `ValidationOptions`.
         external: Another dataset, judged in place of the held-out subjects.
@@ -108,7 +96,7 @@ def compare(
     labels, manifest = read_labels(labels_path)
     validation = validation or ValidationOptions()
     validation.check(store)
-    examples = binary_examples(store, labels, str(labels_path), SPLITS)
+    examples, notes = labelled_examples(store, labels, manifest, str(labels_path), SPLITS)
     if external is not None:
         store, examples = external.in_place_of_held_out(store, examples)
         manifest = external.manifest
@@ -116,7 +104,7 @@ def compare(
     arms = []
     for run in runs:
         say(f"predicting with {run}")
-        arms.append(_run_arm(run, store, Path(labels_path), examples, progress))
+        arms.append(run_arm(run, store, Path(labels_path), examples, progress))
     for name in {arm.name for arm in arms}:
         same = [(arm, run) for arm, run in zip(arms, runs, strict=True) if arm.name == name]
         for arm, run in same if len(same) > 1 else []:
@@ -125,8 +113,24 @@ def compare(
         raise ConfigError(
             "several runs have one name and one folder name", got=", ".join(map(str, runs)), remedy="rename a folder"
         )
+    lengths = [arm.max_length for arm in arms if arm.max_length is not None]
+    max_rows = max(lengths) - 1 if history == "model" and lengths else None
     if baselines:
-        arms += _baseline_arms(store, examples, baselines, seed, threads, say, progress)
+        notes.append(
+            "Baselines see whole histories." if max_rows is None
+            else f"Baselines see what the models see: the static and the latest events, {max_rows} at most."
+        )  # fmt: skip
+    if examples["held_out"].categories:
+        judged = judge_multilabel(
+            arms, store, examples, manifest, task,
+            baselines=baselines, max_rows=max_rows, reference=reference, resamples=resamples, seed=seed,
+            threads=threads, say=say, progress=progress,
+        )  # fmt: skip
+        report = _shared_sections(judged.arms, examples, manifest, task, judged.differences) | judged.report
+        notes += judged.notes
+        return Comparison(task, examples, judged.arms, judged.metrics, judged.differences, report, notes)
+    if baselines:
+        arms += _baseline_arms(store, examples, baselines, max_rows, seed, threads, say, progress)
     say(f"bootstrap over {len(np.unique(examples['held_out'].subject_id))} held-out subjects")
     metrics = {arm.name: _judge(arm, examples, task, resamples, seed) for arm in arms}
     against = next((arm for arm in arms if arm.name == reference), arms[0])
@@ -137,7 +141,7 @@ def compare(
         for metric in ("auroc", "auprc", "brier")
     ]
     report = _report_sections(arms, examples, manifest, task, differences)
-    comparison = Comparison(task, examples, arms, metrics, differences, report, external=external)
+    comparison = Comparison(task, examples, arms, metrics, differences, report, notes, external=external)
     comparison.validation = add_validation(comparison, store, validation, resamples=resamples, seed=seed, say=say)
     return comparison
 
@@ -153,72 +157,28 @@ def save_predictions(comparison: Comparison, folder: Path) -> None:
         frame = prediction_frame(comparison.examples[split], columns)
         with atomic_path(folder / f"{split}.parquet") as temporary:
             frame.write_parquet(temporary)
+    if comparison.examples["held_out"].categories:
+        with atomic_path(folder / "categories.csv") as temporary:
+            category_table(comparison.arms, comparison.examples["held_out"]).write_csv(temporary)
+        return
     external = comparison.external
     write_flat(comparison, folder, comparison.validation.groups, external.split_of if external else None)
-
-
-def members(run: Path) -> list[Path]:
-    """The trainings of a run: itself, or one per seed under `arms/`."""
-    return sorted((run / "arms").glob("seed-*")) or [run]
-
-
-def _run_arm(
-    run: Path,
-    store: TokenStore,
-    labels: Path,
-    examples: dict[str, Examples],
-    progress: Callable[[str, int, int], None],
-) -> Arm:
-    predictions: dict[str, list[np.ndarray]] = {"tuning": [], "held_out": []}
-    seconds = inference = 0.0
-    for member in members(run):
-        metadata = read_json(member / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
-        for key, mine in (("store_fingerprint", store.fingerprint), ("labels_hash", labels_hash(labels))):
-            if metadata.get(key) != mine:
-                raise RunError(
-                    f"{member} was trained with another {key.split('_')[0]}",
-                    got=mine[:16],
-                    expected=str(metadata.get(key))[:16],
-                    remedy="evaluate on the store and labels that the run was trained with",
-                )
-        model = load_classifier(member, store)
-        row = read_report_data(member).models[0]
-        started = time.monotonic()
-        for split, found in predictions.items():
-            found.append(
-                predict(
-                    model,
-                    store,
-                    split,
-                    examples[split],
-                    progress=partial(progress, f"{row.model} {split}"),
-                )
-            )
-        inference += time.monotonic() - started
-        seconds += row.seconds or 0.0
-    histories = sum(len(found) for split in predictions.values() for found in split)
-    return Arm(
-        name=row.model,
-        kind=str(metadata["method"]),
-        seconds=seconds,
-        trainable_parameters=metadata["parameters"]["trainable"],
-        notes=f"{1000 * inference / histories:.1f} ms per history at inference",
-        tuning=predictions["tuning"],
-        held_out=predictions["held_out"],
-    )
 
 
 def _baseline_arms(
     store: TokenStore,
     examples: dict[str, Examples],
     names: Sequence[str],
+    max_rows: int | None,
     seed: int,
     threads: int,
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> list[Arm]:
     say("count features for the baselines")
-    features = CountFeatures.fit(store.split("train"), examples["train"], store.vocabulary, store.values)
+    features = CountFeatures.fit(
+        store.split("train"), examples["train"], store.vocabulary, store.values, max_rows=max_rows
+    )
     matrices = {split: features.transform(store.split(split), examples[split]) for split in SPLITS}
     targets = {split: np.asarray(examples[split].target) > 0.5 for split in SPLITS}
     arms = []
@@ -288,8 +248,23 @@ def _report_sections(
     task: str,
     differences: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    held = examples["held_out"]
-    truth = np.asarray(held.target) > 0.5
+    truth = np.asarray(examples["held_out"].target) > 0.5
+    return _shared_sections(arms, examples, manifest, task, differences) | {
+        "roc": {arm.name: thinned(roc_points(truth, arm.held_out[0])) for arm in arms},
+        "pr": {arm.name: thinned(precision_recall_points(truth, arm.held_out[0])) for arm in arms},
+        "confusion": _confusion(arms[0], examples),
+        "calibration": {arm.name: calibration_curve(truth, arm.held_out[0], bins=10) for arm in arms},
+    }
+
+
+def _shared_sections(
+    arms: list[Arm],
+    examples: dict[str, Examples],
+    manifest: dict[str, Any],
+    task: str,
+    differences: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What the reports of binary and multi-label tasks both hold."""
     return {
         "title": f"Held-out evaluation of {task}",
         "models": [
@@ -303,10 +278,6 @@ def _report_sections(
             for arm in arms
         ],
         "differences": differences,
-        "roc": {arm.name: _points(roc_points(truth, arm.held_out[0])) for arm in arms},
-        "pr": {arm.name: _points(precision_recall_points(truth, arm.held_out[0])) for arm in arms},
-        "confusion": _confusion(arms[0], examples),
-        "calibration": {arm.name: calibration_curve(truth, arm.held_out[0], bins=10) for arm in arms},
         "cohort": flow_section(manifest),
         "data": {
             f"{split} examples (positives, subjects)": (
@@ -331,13 +302,6 @@ def _confusion(arm: Arm, examples: dict[str, Examples]) -> dict[str, Any]:
     return {"classes": ["no", "yes"], "counts": counts, "model": arm.name, "threshold": threshold}
 
 
-def _points(curve: tuple[np.ndarray, np.ndarray], most: int = 200) -> dict[str, list[float]]:
-    """A curve thinned to what a page can show."""
-    x, y = curve
-    keep = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
-    return {"x": [float(v) for v in x[keep]], "y": [float(v) for v in y[keep]]}
-
-
 def evaluate_run(
     run: str | Path,
     store_path: str | Path,
@@ -347,6 +311,7 @@ def evaluate_run(
     baselines: Sequence[str] = BASELINES,
     validation: ValidationOptions | None = None,
     training_store: Path | None = None,
+    history: str = "model",
     resamples: int = 1000,
     seed: int = 0,
     threads: int = 2,
@@ -375,6 +340,8 @@ def evaluate_run(
         raise RunError(
             f"{run} is not a fine-tuning run", got=metadata.get("kind"), remedy="run `ehrseq finetune` on it first"
         )
+    if history not in ("model", "whole"):
+        raise ConfigError("what the baselines see", got=history, expected="model or whole")
     unknown = [name for name in baselines if name not in BASELINES]
     if unknown:
         raise ConfigError(f"unknown baseline {unknown[0]}", expected=", ".join(BASELINES) + " or none")
@@ -390,6 +357,7 @@ def evaluate_run(
         baselines=baselines,
         validation=validation,
         external=external,
+        history=history,
         resamples=resamples,
         seed=seed,
         threads=threads,
@@ -442,7 +410,7 @@ def learning_curve(run: Path) -> dict[str, list[list[float]]]:
     history = read_json(run / "logs" / "metrics_history.json")
     return {
         name: [[row["epoch"], row["value"]] for row in history.get(name, [])]
-        for name in ("train_loss", "val_loss", "val_auroc")
+        for name in ("train_loss", "val_loss", "val_auroc", "val_auroc_macro")
         if name in history
     }
 
@@ -450,14 +418,18 @@ def learning_curve(run: Path) -> dict[str, list[list[float]]]:
 def comparison_caveats(comparison: Comparison) -> list[str]:
     """What a sceptical reader should know of this table."""
     held = comparison.examples["held_out"]
-    positives = int(np.asarray(held.target).sum())
+    target = np.asarray(held.target)
+    positives = f"{int(target.sum()):,} of them positive"
+    if held.categories:
+        positives = f"{int(target.any(1).sum()):,} of them with a positive among {len(held.categories)} categories"
     return [
         f"Held-out: {len(held.index):,} histories of {len(np.unique(held.subject_id)):,} subjects, "
-        f"{positives:,} of them positive; no model was fitted, tuned or stopped on them.",
+        f"{positives}; no model was fitted, tuned or stopped on them.",
         "Intervals resample subjects, not histories; they cover the draw of subjects and not the seed of training, "
         "unless several seeds are stated.",
-        "F1 uses the threshold that is best on tuning. Baselines see the same history as the models: counts, recency, "
-        "last values and trends, demographics and utilisation.",
+        "F1 uses thresholds that are best on tuning. Baselines see counts, recency, last values and trends, "
+        "demographics and utilisation.",
+        *comparison.notes,
         *(comparison.external.notes if comparison.external else []),
         *comparison.validation.notes,
     ]

@@ -17,7 +17,7 @@ from ehrsequencing.data.store import SplitStore, TokenStore
 from ehrsequencing.data.vocabulary import UNK
 from ehrsequencing.errors import LabelError, RunError, SplitError, StoreError, VocabularyMismatchError
 from ehrsequencing.io import read_json
-from ehrsequencing.training.finetune import check_origin
+from ehrsequencing.training.examples import check_origin
 
 LEARNED = ("train", "tuning")
 

@@ -25,7 +25,8 @@ from ehrsequencing.io import atomic_path
 from ehrsequencing.tracking.summary import subgroup_key
 
 if TYPE_CHECKING:
-    from ehrsequencing.benchmarks.compare import Arm, Comparison
+    from ehrsequencing.benchmarks.arms import Arm
+    from ehrsequencing.benchmarks.compare import Comparison
 
 RECALIBRATED_METRICS = ("brier", "ece")
 """Recalibration changes risks, not (or hardly) their order."""

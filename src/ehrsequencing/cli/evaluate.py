@@ -34,6 +34,9 @@ def evaluate(
     training_store: Annotated[
         Path | None, typer.Option("--training-store", help="Where the store of the training lies now.")
     ] = None,
+    history: Annotated[
+        str, typer.Option("--baseline-history", help="What baselines see: model (cut as its histories are) or whole.")
+    ] = "model",
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of bootstrap and baselines.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=1, help="For the baselines.")] = 2,
@@ -53,6 +56,7 @@ def evaluate(
             baselines=names,
             validation=ValidationOptions(recalibrate, groups),
             training_store=training_store,
+            history=history,
             resamples=resamples,
             seed=seed,
             threads=threads,
@@ -64,14 +68,39 @@ def evaluate(
     say(f"report: {out / 'report.html'}")
 
 
+SHOWN = (
+    "auroc",
+    "auprc",
+    "brier",
+    "ece",
+    "auroc_macro",
+    "auprc_macro",
+    "f1_macro",
+    "recall_at_10",
+    "new: recall_at_10",
+    "seen: recall_at_10",
+)
+
+
+def _heading(key: str) -> str:
+    """Metric of a key, after the population of codes that its task may name.
+
+    >>> _heading("next_visit_codes:new/recall_at_10"), _heading("onset:ICD10CM//I50@365/auroc")
+    ('new: recall_at_10', 'auroc')
+    """
+    task, _, metric = key.rpartition("/")
+    population = task.rpartition(":")[2]
+    return f"{population}: {metric}" if population in ("new", "seen") else metric
+
+
 def print_table(metrics: dict) -> None:
     """Models by metrics, each with its interval."""
     from rich.console import Console
     from rich.table import Table
 
     columns = list(dict.fromkeys(name for values in metrics.values() for name in values if not _of_subgroup(name)))
-    shown = [name for name in columns if name.rsplit("/", 1)[-1] in ("auroc", "auprc", "brier", "ece")]
-    table = Table("model", *(name.rsplit("/", 1)[-1] for name in shown))
+    shown = [name for name in columns if _heading(name) in SHOWN]
+    table = Table("model", *(_heading(name) for name in shown))
     for model, values in metrics.items():
         if not any(name in values for name in shown):
             continue

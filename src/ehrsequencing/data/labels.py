@@ -14,6 +14,8 @@ from ehrsequencing.errors import LabelError
 from ehrsequencing.io import atomic_path, hash_bytes, hash_file, read_json, write_json
 
 VALUE_COLUMNS = ("boolean_value", "integer_value", "float_value", "categorical_value")
+NO_CATEGORY = "[none]"
+"""`categorical_value` of the one row of a multi-label example without any positive category."""
 
 
 def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:

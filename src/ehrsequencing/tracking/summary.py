@@ -13,6 +13,14 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "auroc": True,
     "auprc": True,
     "f1": True,
+    "auroc_micro": True,
+    "auroc_macro": True,
+    "auprc_micro": True,
+    "auprc_macro": True,
+    "f1_micro": True,
+    "f1_macro": True,
+    "recall_at_10": True,
+    "recall_at_30": True,
     "accuracy": True,
     "top10": True,
     "mlm_accuracy": True,
@@ -31,7 +39,7 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 """Direction of every metric that the package computes, by the last part of its key."""
 
 METRIC_FIELDS = (
-    "value", "low", "high", "n", "positives", "subjects", "seeds", "redrawn", "subject_sd", "seed_sd",
+    "value", "low", "high", "n", "positives", "subjects", "categories", "seeds", "redrawn", "subject_sd", "seed_sd",
     "higher_is_better",
 )  # fmt: skip
 

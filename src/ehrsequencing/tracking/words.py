@@ -12,6 +12,14 @@ METRIC_NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "f1": "F1",
+    "auroc_micro": "AUROC, micro",
+    "auroc_macro": "AUROC, macro",
+    "auprc_micro": "AUPRC, micro",
+    "auprc_macro": "AUPRC, macro",
+    "f1_micro": "F1, micro",
+    "f1_macro": "F1, macro",
+    "recall_at_10": "Recall at 10",
+    "recall_at_30": "Recall at 30",
     "brier": "Brier score",
     "ece": "Calibration error",
     "log_loss": "Log loss",
@@ -36,7 +44,15 @@ MEANINGS = {
     "higher predicted risk: 0.5 is guessing, 1 is perfect.",
 }
 MEANINGS["c_uno"] = MEANINGS["c_harrell"]
-_PRIMARY = ("auroc", "c_uno", "c_harrell", "auprc", "f1", "brier", "ce", "log_loss")
+MEANINGS["auroc_macro"] = (
+    "AUROC, macro is the chance that, of a subject with a category and one without, the first is ranked above for it, "
+    "averaged over categories: 0.5 is guessing, 1 is perfect. Micro pools the predictions of all categories, so it "
+    "also rewards knowing which are frequent."
+)
+MEANINGS["recall_at_10"] = (
+    "Recall at 10 is the share of what came that is among the ten most probable categories of that subject."
+)
+_PRIMARY = ("auroc", "auroc_macro", "c_uno", "c_harrell", "auprc", "f1", "brier", "ce", "log_loss")
 _FEW_POSITIVES = 100
 TUNING = "tuning:"
 """Before a task's name: the figures are of the tuning split, which also chose the best epoch."""
@@ -149,7 +165,7 @@ def _verdict(task: str, table: Mapping[str, Mapping[str, Any]], key: str, names:
         sentences.append(f"{_name(best, names)} has the {extreme} {name}, {_value(entry)}.")
     else:
         sentences.append(f"{_name(best, names)} reaches {name} {_value(entry)}.")
-    if metric in ("auroc", "c_harrell", "c_uno") and _spans(entry, 0.5):
+    if metric in ("auroc", "auroc_macro", "c_harrell", "c_uno") and _spans(entry, 0.5):
         sentences.append("Its interval includes 0.5, so it cannot be told from guessing.")
     sizes = {item["n"] for item in entries.values() if item.get("n") is not None}
     if len(sizes) > 1:
@@ -338,13 +354,15 @@ def _population(entry: Mapping[str, Any], task: str) -> str:
     text = f"{n:,} {'tuning' if task.startswith(TUNING) else 'held-out'} predictions"
     if subjects is not None:
         text += f" of {subjects:,} subjects"
+    if entry.get("categories"):
+        return f"{text}, with {positives or 0:,} positives in {entry['categories']:,} categories"
     if positives is not None:
         text += f", {positives:,} of them positive ({positives / n:.1%})" if n else ", none of them positive"
     return text
 
 
 def _share(entry: Mapping[str, Any]) -> float | None:
-    if entry.get("positives") is None or not entry.get("n"):
+    if entry.get("positives") is None or not entry.get("n") or entry.get("categories"):
         return None
     return entry["positives"] / entry["n"]
 
