@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -12,9 +13,9 @@ import pytest
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
-from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.compare import Comparison, evaluate_run
 from ehrsequencing.benchmarks.seeds import finetune_seeds
-from ehrsequencing.benchmarks.validation import ValidationOptions, labels_guidance
+from ehrsequencing.benchmarks.validation import ValidationOptions, add_validation, labels_guidance
 from ehrsequencing.config import FinetuneConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import read_labels, write_labels
@@ -300,3 +301,18 @@ def test_guidance_before_training_counts_the_judged_labels(world):
     held_out, tuning = labels_guidance(store, world.labels)
     assert held_out.startswith(f"held-out: {counts['positives']} positives of {counts['rows']} rows, so an AUROC")
     assert tuning.startswith("tuning: ")
+
+
+def test_what_is_asked_of_a_multi_label_task_is_refused_and_else_left_alone(world):
+    store = TokenStore.open(world.store)
+    labels, _ = read_labels(world.labels)
+    rows = Examples.from_labels(store.split("held_out"), labels)
+    wide = replace(rows, target=np.stack([rows.target > 0.5, rows.target < 0.5], axis=1))
+    comparison = Comparison("codes", {"held_out": wide}, [], {}, [], {})
+    for options in (ValidationOptions("platt"), ValidationOptions(by=("sex",))):
+        with pytest.raises(
+            ConfigError, match="of binary tasks; got the multi-label task codes.*leave out --recalibrate"
+        ):
+            add_validation(comparison, store, options, resamples=10, seed=0)
+    assert add_validation(comparison, store, ValidationOptions(), resamples=10, seed=0).summary == {}
+    assert comparison.metrics == {}

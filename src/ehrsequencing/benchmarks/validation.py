@@ -90,11 +90,19 @@ def add_validation(
 
     Metrics of subgroups and of recalibrated models join `comparison.metrics`, sections join `comparison.report`,
     recalibrated models join `comparison.arms`. A comparison of another kind of task is left as it is.
+
+    Raises:
+        ConfigError: recalibration or groups were asked for, and the task is multi-label.
     """
     found = Validation()
     held = comparison.examples["held_out"]
     truth = np.asarray(held.target)
     if truth.ndim != 1:
+        if options.recalibrate != "none" or options.by:
+            raise ConfigError(
+                "recalibration and subgroups are of binary tasks", got=f"the multi-label task {comparison.task}",
+                remedy="leave out --recalibrate and --by",
+            )  # fmt: skip
         return found
     truth = truth > 0.5
     raw = list(comparison.arms)
