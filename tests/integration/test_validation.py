@@ -308,7 +308,7 @@ def test_what_is_asked_of_a_multi_label_task_is_refused_and_else_left_alone(worl
     labels, _ = read_labels(world.labels)
     rows = Examples.from_labels(store.split("held_out"), labels)
     wide = replace(rows, target=np.stack([rows.target > 0.5, rows.target < 0.5], axis=1))
-    comparison = Comparison("codes", {"held_out": wide}, [], {}, [], {})
+    comparison = Comparison("codes", {"held_out": wide}, [], {}, [], {}, [])
     for options in (ValidationOptions("platt"), ValidationOptions(by=("sex",))):
         with pytest.raises(
             ConfigError, match="of binary tasks; got the multi-label task codes.*leave out --recalibrate"
