@@ -310,9 +310,7 @@ def test_what_is_asked_of_a_multi_label_task_is_refused_and_else_left_alone(worl
     wide = replace(rows, target=np.stack([rows.target > 0.5, rows.target < 0.5], axis=1))
     comparison = Comparison("codes", {"held_out": wide}, [], {}, [], {}, [])
     for options in (ValidationOptions("platt"), ValidationOptions(by=("sex",))):
-        with pytest.raises(
-            ConfigError, match="of binary tasks; got the multi-label task codes.*leave out --recalibrate"
-        ):
+        with pytest.raises(ConfigError, match="of binary tasks; got the multi-label task codes.*leave out --rec"):
             add_validation(comparison, store, options, resamples=10, seed=0)
     assert add_validation(comparison, store, ValidationOptions(), resamples=10, seed=0).summary == {}
     assert comparison.metrics == {}
