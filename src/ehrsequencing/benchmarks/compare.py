@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import numpy as np
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
 from ehrsequencing.benchmarks.arms import Arm, best_of_each, members, run_arm
+from ehrsequencing.benchmarks.external import External, is_external, open_external, require_labels
 from ehrsequencing.benchmarks.multilabel import category_table, judge_multilabel
+from ehrsequencing.benchmarks.validation import Validation, ValidationOptions, add_validation, write_flat
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.schema import SPLITS
@@ -25,6 +27,7 @@ from ehrsequencing.evaluation.calibration import calibration_curve
 from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points, thinned
 from ehrsequencing.evaluation.predict import prediction_frame
 from ehrsequencing.io import atomic_path, read_json, write_json, write_text
+from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.report import write_report
 from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.tracking.text import summary_text
@@ -47,6 +50,8 @@ class Comparison:
     differences: list[dict[str, Any]]
     report: dict[str, Any]
     notes: list[str]
+    validation: Validation = field(default_factory=Validation)
+    external: External | None = None
 
 
 def compare(
@@ -57,6 +62,8 @@ def compare(
     baselines: Sequence[str] = BASELINES,
     history: str = "model",
     reference: str | None = None,
+    validation: ValidationOptions | None = None,
+    external: External | None = None,
     resamples: int = 1000,
     seed: int = 0,
     threads: int = 2,
@@ -72,6 +79,8 @@ def compare(
         baselines: Names from `BASELINES`; each is fitted on train and chosen on tuning.
         history: What the baselines see: "model", the histories as cut for the longest model of `runs`; or "whole".
         reference: Name of the arm to which the others are compared; the first run by default.
+        validation: Recalibration and subgroups; defaults of `ValidationOptions`.
+        external: Another dataset, judged in place of the held-out subjects.
         resamples: Bootstrap resamples over subjects.
         seed: Of bootstrap and baselines.
         threads: For the baselines.
@@ -87,7 +96,12 @@ def compare(
         raise ConfigError(f"{twice[0]} is named twice", remedy="name each run once")
     store = TokenStore.open(store_path).verify()
     labels, manifest = read_labels(labels_path)
+    validation = validation or ValidationOptions()
+    validation.check(store)
     examples, notes = labelled_examples(store, labels, manifest, str(labels_path), SPLITS)
+    if external is not None:
+        store, examples = external.in_place_of_held_out(store, examples)
+        manifest = external.manifest
     task = str(manifest.get("task", Path(labels_path).stem))
     arms = []
     for run in runs:
@@ -133,7 +147,9 @@ def compare(
         if pair and against not in pair:
             differences.append(_difference(*pair, metric, examples["held_out"], task, resamples, seed))
     report = _report_sections(arms, examples, manifest, task, differences)
-    return Comparison(task, examples, arms, metrics, differences, report, notes)
+    comparison = Comparison(task, examples, arms, metrics, differences, report, notes, external=external)
+    comparison.validation = add_validation(comparison, store, validation, resamples=resamples, seed=seed, say=say)
+    return comparison
 
 
 def save_predictions(comparison: Comparison, folder: Path) -> None:
@@ -150,6 +166,9 @@ def save_predictions(comparison: Comparison, folder: Path) -> None:
     if comparison.examples["held_out"].categories:
         with atomic_path(folder / "categories.csv") as temporary:
             category_table(comparison.arms, comparison.examples["held_out"]).write_csv(temporary)
+        return
+    external = comparison.external
+    write_flat(comparison, folder, comparison.validation.groups, external.split_of if external else None)
 
 
 def _baseline_arms(
@@ -296,6 +315,8 @@ def evaluate_run(
     *,
     others: Sequence[Path] = (),
     baselines: Sequence[str] = BASELINES,
+    validation: ValidationOptions | None = None,
+    training_store: Path | None = None,
     history: str = "model",
     resamples: int = 1000,
     seed: int = 0,
@@ -304,6 +325,17 @@ def evaluate_run(
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Judge a run beside others and baselines; write summary, predictions and report into the run.
+
+    With a store of another dataset it is an external validation: baselines are fitted on the training store, all
+    labelled subjects of the other are judged, and the result lies in `arms/on-STORE` of the run (`result_folder`).
+
+    Args:
+        run: Fine-tuning run.
+        store_path: The store it was trained on, or one of another dataset with the same vocabulary.
+        labels_path: Labels; the run's own by default, needed for another dataset.
+        others: Runs to judge beside it, trained on the same store and labels.
+        validation: Recalibration and subgroups.
+        training_store: Where the training store lies now, for an external validation.
 
     Returns:
         The run's summary with held-out metrics of every model.
@@ -320,11 +352,18 @@ def evaluate_run(
     unknown = [name for name in baselines if name not in BASELINES]
     if unknown:
         raise ConfigError(f"unknown baseline {unknown[0]}", expected=", ".join(BASELINES) + " or none")
+    store, external = TokenStore.open(store_path), None
+    if is_external(metadata, store, training_store):
+        labels_path = require_labels(labels_path, store)
+        external = open_external([run, *others], store_path, labels_path, training_store=training_store)
+        store_path, labels_path = training_store or metadata["store"], metadata["labels"]
     comparison = compare(
         [run, *others],
         store_path,
         labels_path or metadata["labels"],
         baselines=baselines,
+        validation=validation,
+        external=external,
         history=history,
         resamples=resamples,
         seed=seed,
@@ -337,7 +376,18 @@ def evaluate_run(
         arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)
     }
     sections["caveats"] = comparison_caveats(comparison)
-    return finish_comparison(run, comparison, sections)
+    out = result_folder(run, store.path) if external is not None else run
+    if external is not None:
+        sections |= {"title": f"External validation of {run.name} on {store.path.name}", "unknown": external.unknown}
+        with ExperimentTracker(out.name, out.parent, exist_ok=True) as tracker:
+            tracker.log_hyperparameters({"run": str(run), "store": str(store.path), "resamples": resamples})
+            tracker.log_metadata({"kind": "external validation", "store_fingerprint": store.fingerprint})
+    return finish_comparison(out, comparison, sections)
+
+
+def result_folder(run: Path, store: Path) -> Path:
+    """Where the external validation of a run on another store lies."""
+    return run / "arms" / f"on-{store.resolve().name}"
 
 
 def finish_comparison(
@@ -348,6 +398,9 @@ def finish_comparison(
     summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
     summary["metrics"] = {**comparison.metrics, **(more or {})}
     summary["differences"] = comparison.differences
+    summary |= comparison.validation.summary
+    if comparison.external is not None:
+        summary["unknown"] = comparison.external.unknown
     write_json(run / "summary.json", summary)
     write_report_data(run, sections)
     hyperparameters = read_json(run / "hyperparameters.json")
@@ -384,4 +437,6 @@ def comparison_caveats(comparison: Comparison) -> list[str]:
         "F1 uses thresholds that are best on tuning. Baselines see counts, recency, last values and trends, "
         "demographics and utilisation.",
         *comparison.notes,
+        *(comparison.external.notes if comparison.external else []),
+        *comparison.validation.notes,
     ]

@@ -47,7 +47,12 @@ def finetune(
             "accept": accept,
         },
     )
+    from ehrsequencing.benchmarks.validation import labels_guidance
+    from ehrsequencing.data.store import TokenStore
     from ehrsequencing.tracking.report import write_report
+
+    for line in labels_guidance(TokenStore.open(store), labels):
+        say(line)
 
     if seeds == 1:
         from ehrsequencing.training.finetune import finetune as run

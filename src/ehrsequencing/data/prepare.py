@@ -10,12 +10,14 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.data.artefacts import refuse_in_data
+from ehrsequencing.data.calendar import dates_note
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.encode import Encoder
 from ehrsequencing.data.events import collect
 from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
 from ehrsequencing.data.store import MARK, SplitWriter, TokenStore, write_manifest
 from ehrsequencing.data.survey import Survey, is_event, survey
+from ehrsequencing.data.unknown import unknown_codes
 from ehrsequencing.data.values import MAX_DISCRETE_BINS, VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK, VOCABULARY_FILE, Vocabulary
 from ehrsequencing.errors import ConfigError, DataError, StoreError
@@ -117,6 +119,7 @@ def prepare(
                     vocabulary.hash.encode(), values.hash.encode(),
                 ),
                 "source": dataset.manifest.get("source"),
+                "dates_note": dates_note(dataset.manifest),
                 "options": options,
                 "fitted_on": "train",
                 "vocabulary": {
@@ -129,6 +132,7 @@ def prepare(
                 "values": {"hash": values.hash, "codes_and_units": len(values)},
                 "observation_end": ends is not None,
                 "counts": counts,
+                **({"unknown": unknown_codes(dataset, vocabulary)} if reused is not None else {}),
                 "versions": versions(),
             },
         )  # fmt: skip

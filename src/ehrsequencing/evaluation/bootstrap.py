@@ -35,6 +35,9 @@ class Estimate:
         higher_is_better: Direction (of a difference a - b too: whether a positive one favours a).
         seeds: Trainings that the value is a mean of.
         redrawn: Resamples thrown away because they held one class.
+        subject_sd: Standard deviation of the value over resampled subjects, all seeds kept as they are.
+        seed_sd: Standard deviation between the single trainings, on the whole sample; None for one training. The
+            value, being a mean of K trainings, varies by seed_sd / sqrt(K) with the luck of the training.
     """
 
     value: float
@@ -46,13 +49,24 @@ class Estimate:
     higher_is_better: bool
     seeds: int = 1
     redrawn: int = 0
+    subject_sd: float | None = None
+    seed_sd: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `summary.json` holds them."""
-        return asdict(self)
+        """Plain values, as `summary.json` holds them; what is None is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-class _Rows:
+@dataclass(frozen=True)
+class Interval:
+    """A figure without direction, with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Resamples:
     """Outcomes by subject, and the resamples of them."""
 
     def __init__(self, y_true: ArrayLike, p: ArrayLike, subject_ids: ArrayLike, resamples: int, level: float) -> None:
@@ -127,10 +141,11 @@ class _Rows:
             done += len(counts)
         return values, samples
 
-    def estimate(self, name: str, value: float, low: float, high: float, seeds: int) -> Estimate:
+    def estimate(self, name: str, value: float, low: float, high: float, seeds: int, **spread: Any) -> Estimate:
         return Estimate(
             value=float(value), low=float(low), high=float(high), n=len(self.y), positives=self.positives,
             subjects=self.subjects, higher_is_better=METRICS[name].higher_is_better, seeds=seeds, redrawn=self.redrawn,
+            **spread,
         )  # fmt: skip
 
     def percentiles(self, samples: Array, value: float) -> tuple[float, float]:
@@ -235,7 +250,11 @@ def summarise_seeds(
             low, high = min(low, wide[0]), max(high, wide[1])
         wide = rows.by_student(name, spread[m], float(means[m]), 0.0)
         low, high = min(low, wide[0]), max(high, wide[1])
-        found[name] = rows.estimate(name, means[m], low, high, len(scores))
+        found[name] = rows.estimate(
+            name, means[m], low, high, len(scores),
+            subject_sd=float(samples[m].mean(0).std(ddof=1)),
+            seed_sd=float(values[m].std(ddof=1)) if len(scores) > 1 else None,
+        )  # fmt: skip
     return found
 
 
@@ -295,11 +314,11 @@ def _prepare(
     subject_ids: ArrayLike,
     resamples: int,
     level: float,
-) -> tuple[_Rows, list[RankedScores], list[float]]:
+) -> tuple[Resamples, list[RankedScores], list[float]]:
     if not len(probabilities):
         raise MetricError("no probabilities to judge", got="0 seeds")
     cuts = [float(t) for t in np.broadcast_to(np.asarray(thresholds, dtype=np.float64), len(probabilities))]
-    rows = _Rows(y_true, probabilities[0], subject_ids, resamples, level)
+    rows = Resamples(y_true, probabilities[0], subject_ids, resamples, level)
     return rows, [RankedScores(y_true, p) for p in probabilities], cuts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,8 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 """Direction of every metric that the package computes, by the last part of its key."""
 
 METRIC_FIELDS = (
-    "value", "low", "high", "n", "positives", "subjects", "categories", "seeds", "redrawn", "higher_is_better",
+    "value", "low", "high", "n", "positives", "subjects", "categories", "seeds", "redrawn", "subject_sd", "seed_sd",
+    "higher_is_better",
 )  # fmt: skip
 
 
@@ -53,6 +55,25 @@ def split_key(key: str) -> tuple[str, str, str]:
     task, _, rest = key.rpartition("/")
     metric, _, horizon = rest.partition("@")
     return task, metric, horizon
+
+
+def subgroup_key(task: str, by: str, group: str, metric: str) -> str:
+    """Key of a metric on one group of a task's rows.
+
+    >>> subgroup_key("heart_failure", "sex", "Female", "auroc")
+    'heart_failure[sex=Female]/auroc'
+    """
+    return f"{task}[{by}={group}]/{metric}"
+
+
+def subgroup_of(task: str) -> tuple[str, str, str] | None:
+    """Task, grouping and group of the task part of a `subgroup_key`; None for a whole task.
+
+    >>> subgroup_of("heart_failure[sex=Female]"), subgroup_of("heart_failure")
+    (('heart_failure', 'sex', 'Female'), None)
+    """
+    match = re.fullmatch(r"(.*?)\[([^=]+)=(.*)\]", task, re.DOTALL)
+    return None if match is None else (match[1], match[2], match[3])
 
 
 def direction(key: str, entry: Mapping[str, Any] | None = None) -> bool:
@@ -102,7 +123,7 @@ def _check_entry(name: str, key: str, entry: Mapping[str, Any]) -> dict[str, Any
         if value is None:
             continue
         value = value.item() if hasattr(value, "item") else value
-        if field in ("value", "low", "high") and not _is_finite(value):
+        if field in ("value", "low", "high", "subject_sd", "seed_sd") and not _is_finite(value):
             raise MetricError(
                 f"the {field} of metric {name} is not a finite number",
                 got=value,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ehrsequencing.tracking.report_data import Difference, Floor, ModelRow
-from ehrsequencing.tracking.summary import direction, format_number, split_key
+from ehrsequencing.tracking.summary import direction, format_number, split_key, subgroup_of
 
 METRIC_NAMES = {
     "auroc": "AUROC",
@@ -89,11 +89,11 @@ def is_masked_code_metric(key: str) -> bool:
 
 
 def by_task(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """{task: {key: {model: entry}}} without masked-code metrics, in the order of first appearance."""
+    """{task: {key: {model: entry}}} without masked-code metrics and subgroups, in the order of first appearance."""
     tasks: dict[str, dict[str, dict[str, Any]]] = {}
     for model, entries in metrics.items():
         for key, entry in entries.items():
-            if not is_masked_code_metric(key):
+            if not is_masked_code_metric(key) and subgroup_of(split_key(key)[0]) is None:
                 tasks.setdefault(split_key(key)[0], {}).setdefault(key, {})[model] = entry
     return tasks
 
