@@ -40,7 +40,7 @@ from ehrsequencing.io import hash_bytes, write_bytes
 
 FUTURES = 1_000
 FOLDER = "oracle"
-_ROWS = 256
+_ROWS = 512
 
 
 @dataclass(frozen=True)

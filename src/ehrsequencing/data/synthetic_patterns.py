@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 SPELL_STATE, SPELL_ATTACK = "turning", "vertigo_attack"
-SPELL_SHOWN, SPELL_FIDELITY = 0.8, 0.82
+SPELL_SHOWN, SPELL_FIDELITY = 0.6, 0.92
 """Three complaints follow each other in a cycle, forwards or backwards, one at a share of clinic visits."""
 REACTION_STATE, REACTION_ATTACK = "sensitised", "angioedema"
-REACTION_DRUG_SHOWN, REACTION_SHOWN, REACTION_FIDELITY = 0.7, 0.7, 0.85
+REACTION_DRUG_SHOWN, REACTION_SHOWN, REACTION_FIDELITY = 0.5, 0.5, 0.92
 """A complaint is that of the drug listed last at an earlier visit, or that of the other drug."""
 RING_STATE, RING_ATTACK = "tide", "lupus_flare"
-RING_SIZE, RING_FIDELITY = 4, 0.85
+RING_SIZE, RING_FIDELITY = 4, 0.82
 """A lab moves by one place of a cycle at each measurement, up or down; beyond the ends it comes round."""
 
 
