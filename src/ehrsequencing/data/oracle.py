@@ -32,7 +32,7 @@ from ehrsequencing.data.synthetic_filter import (
     filter_chain,
     read_signals,
 )
-from ehrsequencing.data.synthetic_forward import Standing, imagine, stand, steps_ahead
+from ehrsequencing.data.synthetic_forward import imagine, stand, steps_ahead
 from ehrsequencing.data.synthetic_model import Model, load_model
 from ehrsequencing.data.synthetic_random import subject_keys
 from ehrsequencing.errors import ConfigError, DataError, LabelError
@@ -300,4 +300,8 @@ def _attainable(
     return np.stack([(first * coded_by(end[:, None] - begins)).sum(1) for end in ends.T], axis=1)
 
 
-_SHOWN_BY = {"vertigo_attack": ("pattern/spell",), "angioedema": ("pattern/drug", "pattern/reaction"), "lupus_flare": ()}
+_SHOWN_BY = {
+    "vertigo_attack": ("pattern/spell",),
+    "angioedema": ("pattern/drug", "pattern/reaction"),
+    "lupus_flare": (),
+}

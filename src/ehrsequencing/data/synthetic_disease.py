@@ -44,7 +44,7 @@ class States:
         since: uint8 [C, n]; months since the latest onset, at most 254, `NEVER` when there was none.
         known: bool [C, n]; diagnosed at some visit.
         drug: bool [D, n]; taken now.
-        known_midway, drug_midway: bool; the same two after the clinic visit of the latest step and before its acute one.
+        known_midway, drug_midway: bool; the same two after the clinic visit of the latest step, before its acute one.
         memory: uint8 [3, n], order of `MEMORY`.
         discharged: uint8 [n]; months since the last hospital or emergency visit, as `since`.
         visit: uint8 [n]; visits of this step, bits OUTPATIENT, EMERGENCY, INPATIENT.

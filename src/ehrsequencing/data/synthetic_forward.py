@@ -202,11 +202,14 @@ def imagine(
             shown = many.died
             code, death = np.where(shown, np.inf, code), np.where(shown, 720.0, death)
             shape = (len(rows), len(number))
-            yield slice(top, top + len(rows)), Futures(
-                code=code.reshape(shape),
-                death=death.reshape(shape),
-                weight=(possible | shown).reshape(shape).astype(np.float64),
-                alive=(paths.alive[:-1] & ~shown).reshape(-1, *shape),
+            yield (
+                slice(top, top + len(rows)),
+                Futures(
+                    code=code.reshape(shape),
+                    death=death.reshape(shape),
+                    weight=(possible | shown).reshape(shape).astype(np.float64),
+                    alive=(paths.alive[:-1] & ~shown).reshape(-1, *shape),
+                ),
             )
 
 

@@ -34,6 +34,9 @@ TASK_PATTERNS = (
     TaskPattern("heart_failure_1y", "onset:ICD10CM//I50,ICD9CM//428@365", "Onset of heart failure within a year"),
     TaskPattern("type_2_diabetes_1y", "onset:ICD10CM//E11@365", "Onset of type 2 diabetes within a year"),
     TaskPattern("chronic_kidney_disease_1y", "onset:ICD10CM//N18,ICD9CM//585@365", "Onset of CKD within a year"),
+    TaskPattern("vertigo_1y", "onset:ICD10CM//H81@365", "Onset of vestibular disease within a year"),
+    TaskPattern("angioedema_1y", "onset:ICD10CM//T78.3@365", "Onset of angioedema within a year"),
+    TaskPattern("lupus_flare_1y", "onset:ICD10CM//M32@365", "Onset of systemic lupus within a year"),
 )
 NAMED_TASKS = {pattern.pattern: pattern.task for pattern in TASK_PATTERNS if ":" not in pattern.pattern}
 

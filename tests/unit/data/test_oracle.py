@@ -24,7 +24,7 @@ def wanted_of(*prefixes):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    path = synthesise(tmp_path_factory.mktemp("oracle") / "meds", subjects=500, seed=4, workers=1)
+    path = synthesise(tmp_path_factory.mktemp("oracle") / "meds", subjects=300, seed=4, workers=1)
     return MedsDataset.open(path)
 
 
@@ -43,47 +43,53 @@ def standing_of(labels, seed):
     return standing
 
 
-def check_labels_against_futures(dataset, seed, task, rules=None):
-    """Labels made from the record equal the oracle's definition on what really followed, row by row."""
-    parsed = parse_task(task)
-    labels, _ = build_labels(dataset, parsed, rules)
+def check_labels_against_futures(dataset, seed, tasks, rules=None):
+    """Labels made from the record equal the oracle's definition on what really followed, row by row.
+
+    Returns rows, positives and rows at acute visits of all tasks.
+    """
+    parsed = [parse_task(task) for task in tasks]
+    labels = pl.concat(
+        build_labels(dataset, task, rules)[0].with_columns(task=pl.lit(number)) for number, task in enumerate(parsed)
+    )
     standing = standing_of(labels, seed)
-    code, death = real_future(MODEL, standing, wanted_of(*parsed.codes), parsed.horizon_days)
-    window = parsed.horizon_days * MINUTES_PER_DAY
-    truth = code <= window
-    observed = standing.minute + window <= standing.observed
-    given = labels["boolean_value"].to_numpy()
-    assert (given[observed] == truth[observed]).all()
-    # Past the end of observation a row is there only if the code or death came before it.
-    left = standing.observed - standing.minute
-    assert (given[~observed] == (code <= left)[~observed]).all()
-    assert ((code <= left) | (death <= left))[~observed].all()
-    return len(labels), int(truth.sum()), int(standing.after_acute.sum())
+    positives = 0
+    for number, task in enumerate(parsed):
+        rows = np.flatnonzero((labels["task"] == number).to_numpy())
+        here, given = standing.select(rows), labels["boolean_value"].to_numpy()[rows]
+        code, death = real_future(MODEL, here, wanted_of(*task.codes), task.horizon_days)
+        window = task.horizon_days * MINUTES_PER_DAY
+        observed = here.minute + window <= here.observed
+        assert (given[observed] == (code <= window)[observed]).all()
+        # Past the end of observation a row is there only if the code or death came before it.
+        left = here.observed - here.minute
+        assert (given[~observed] == (code <= left)[~observed]).all()
+        assert ((code <= left) | (death <= left))[~observed].all()
+        positives += int(given.sum())
+    return len(labels), positives, int(standing.after_acute.sum())
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_labels_agree_with_the_real_future(dataset, task):
-    rows, positives, acute = check_labels_against_futures(dataset, 4, task)
-    assert rows > 900 and positives > 10 and acute > 20
+def test_labels_agree_with_the_real_future(dataset):
+    rows, positives, acute = check_labels_against_futures(dataset, 4, TASKS)
+    assert rows > 2_000 and positives > 50 and acute > 50
 
 
 def test_labels_of_every_visit_agree(dataset):
     """Without a wait or a spacing: visits of the first step, both of a step, stays that end in death."""
     rules = CohortRules(history_days=0, spacing_days=1)
-    rows, positives, acute = check_labels_against_futures(dataset, 4, "onset:ICD10CM//I50@30", rules)
-    assert rows > 4_000 and positives > 30 and acute > 400
+    rows, positives, acute = check_labels_against_futures(dataset, 4, ["onset:ICD10CM//S@60"], rules)
+    assert rows > 1_500 and positives > 50 and acute > 50
 
 
 @pytest.mark.slow
 def test_labels_agree_on_thousands_of_subjects(tmp_path):
     path = MedsDataset.open(synthesise(tmp_path / "meds", subjects=6_000, seed=1))
-    for task in TASKS:
-        assert check_labels_against_futures(path, 1, task)[0] > 10_000
+    assert check_labels_against_futures(path, 1, TASKS)[0] > 50_000
 
 
 @pytest.mark.parametrize("prefixes", [("ICD10CM//I50",), ("ICD10CM//I21", "RXNORM//"), ("LOINC//", "VISIT//inpatient")])
 def test_wanted_codes_are_those_of_the_whole_record(prefixes):
-    paths = trajectories(MODEL, 6, np.arange(150))
+    paths = trajectories(MODEL, 6, np.arange(60))
     visits = plan_visits(MODEL, paths)
     wanted = wanted_of(*prefixes)
     whole, part = emit(MODEL, paths, visits), emit(MODEL, paths, visits, wanted)
@@ -117,7 +123,7 @@ def test_a_real_future_is_the_record(heart_failure):
 
     limit = np.minimum(standing.observed, (standing.step + steps_ahead(standing, 300)) * 30 * MINUTES_PER_DAY)
     forked, recorded = rows(events, visits, limit), rows(real, real_visits, limit)
-    assert len(recorded) > 10_000 and (forked == recorded).all()
+    assert len(recorded) > 3_000 and (forked == recorded).all()
 
 
 def brute_force(standing, row, wanted, days, futures, key):
@@ -150,7 +156,9 @@ def compare_with_brute_force(labels, subjects, futures, chunk):
         if some.died[row]:
             assert hits[row] == 0 and deaths[row] == total[row]
             continue
-        counts = np.array([brute_force(some, row, wanted, 365, chunk, part) for part in range(0, futures, chunk)]).sum(0)
+        counts = np.array([brute_force(some, row, wanted, 365, chunk, part) for part in range(0, futures, chunk)]).sum(
+            0
+        )
         for mine, theirs in ((hits[row], counts[0]), (deaths[row], counts[1])):
             p = (mine + theirs + 1) / (total[row] + counts[2] + 2)
             error = np.sqrt(p * (1 - p) * (1 / total[row] + 1 / counts[2]))
@@ -158,7 +166,7 @@ def compare_with_brute_force(labels, subjects, futures, chunk):
 
 
 def test_forks_agree_with_brute_force(heart_failure):
-    compare_with_brute_force(heart_failure[0], 8, 1_000, 1_000)
+    compare_with_brute_force(heart_failure[0], 6, 500, 500)
 
 
 @pytest.mark.slow
@@ -170,7 +178,7 @@ def test_forks_agree_with_a_hundred_thousand_futures_of_twenty_subjects(heart_fa
 def found(dataset, heart_failure):
     labels, manifest = heart_failure
     part = labels.gather_every(2)
-    return part, oracle_frame(dataset, part, manifest, futures=100, workers=1)
+    return part, oracle_frame(dataset, part, manifest, futures=60, workers=1)
 
 
 def test_ceiling_is_calibrated(found):
@@ -185,13 +193,13 @@ def test_ceiling_is_calibrated(found):
     assert p[y].mean() > 3 * p[~y].mean()
     assert frame["attainable"].is_nan().all(), "no exact filter for heart failure"
     error = frame["ceiling_se"].to_numpy()[shown]
-    assert (error > 0).all() and error.max() <= 0.051
+    assert (error > 0).all() and error.max() <= 0.066
 
 
 def test_attainable_is_calibrated_and_below_the_ceiling(dataset):
     labels, manifest = build_labels(dataset, parse_task("onset:ICD10CM//T78@365"))
     part = labels.gather_every(2)
-    frame = oracle_frame(dataset, part, manifest, futures=60, workers=1, cache=False).with_columns(
+    frame = oracle_frame(dataset, part, manifest, futures=25, workers=1, cache=False).with_columns(
         y=part["boolean_value"]
     ).filter("window_observed")  # fmt: skip
     y, p, q = (frame[name].to_numpy() for name in ("y", "ceiling", "attainable"))
@@ -203,18 +211,24 @@ def test_attainable_is_calibrated_and_below_the_ceiling(dataset):
 
 
 def test_mortality_and_readmission(dataset, heart_failure):
-    labels = heart_failure[0].head(200)
+    labels = heart_failure[0].head(80)
     month = oracle_frame(dataset, labels, {"task": "mortality_30d"}, futures=50, workers=1, cache=False)
     year = oracle_frame(dataset, labels, {"task": "mortality_365d"}, futures=50, workers=1, cache=False)
-    assert (month["ceiling"] <= year["ceiling"]).all() and 0.005 < year["ceiling"].mean() < 0.1
+    assert (month["ceiling"] <= year["ceiling"]).all() and 0.002 < year["ceiling"].mean() < 0.1
     stays = oracle_frame(dataset, labels, {"task": "readmission_90d"}, futures=50, workers=1, cache=False)
-    assert 0.005 < stays["ceiling"].mean() < 0.3
+    assert 0.002 < stays["ceiling"].mean() < 0.3
 
 
 def test_survival_at_horizons(dataset, heart_failure):
     labels = heart_failure[0].head(60)
     frame = oracle_frame(
-        dataset, labels, {"task": "time_to:ICD10CM//I50"}, horizons_days=(365, 30, 90), futures=50, workers=1, cache=False
+        dataset,
+        labels,
+        {"task": "time_to:ICD10CM//I50"},
+        horizons_days=(365, 30, 90),
+        futures=50,
+        workers=1,
+        cache=False,
     )
     assert frame["horizon_days"].to_list()[:3] == [30, 90, 365] and len(frame) == 180
     p = frame["ceiling"].to_numpy().reshape(-1, 3)
@@ -222,19 +236,20 @@ def test_survival_at_horizons(dataset, heart_failure):
 
 
 def test_cache_and_workers(dataset, heart_failure, found, monkeypatch):
-    labels, manifest = heart_failure
+    _labels, manifest = heart_failure
     part, first = found
-    again = oracle_frame(dataset, part, manifest, futures=100, workers=1)
+    again = oracle_frame(dataset, part, manifest, futures=60, workers=1)
     assert again.equals(first)
-    monkeypatch.setattr(oracle, "_ROWS", 20)
-    few = part.head(50)
-    two = oracle_frame(dataset, few, manifest, futures=100, workers=2, cache=False)
-    assert two.equals(first.head(50))
+    monkeypatch.setattr(oracle, "_ROWS", 12)
+    few = part.head(24)
+    two = oracle_frame(dataset, few, manifest, futures=60, workers=2, cache=False)
+    assert two.equals(first.head(24))
 
 
 def test_an_early_end_of_observation_is_marked(dataset, heart_failure):
     labels, manifest = heart_failure
-    frame = oracle_frame(dataset, labels, manifest, futures=1, workers=1, cache=False)
+    last = labels.group_by("subject_id", maintain_order=True).last()
+    frame = oracle_frame(dataset, last, manifest, futures=1, workers=1, cache=False)
     ends = dataset.observation_end()
     joined = frame.join(ends, on="subject_id").with_columns(
         end=pl.col("prediction_time") + pl.duration(days=pl.col("horizon_days"))

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import polars as pl
@@ -89,7 +89,7 @@ def test_attack_times_equal_enumeration(tiny):
         total = 0.0
         for path in product((0, 1), repeat=length):
             p = safe[0, path[0]]
-            for before, after in zip(path[:-1], path[1:], strict=True):
+            for before, after in pairwise(path):
                 p *= (1 - chain.attack[before]) * chain.moves[before, after]
             total += p * chain.attack[path[-1]]
         expected.append(total)
@@ -105,7 +105,7 @@ def test_chain_is_that_of_the_process(attack):
     share = (path[0].level[hidden] > 0).mean()
     assert abs(share - chain.start[1]) < 4 * np.sqrt(0.25 / 4_000)
     counts, attacks, times = np.zeros((2, 2)), np.zeros(2), np.zeros(2)
-    for now, later in zip(path[:-1], path[1:], strict=True):
+    for now, later in pairwise(path):
         alive = now.alive
         before, after = now.level[hidden][alive] > 0, later.level[hidden][alive] > 0
         np.add.at(counts, (before.astype(int), after.astype(int)), 1)
