@@ -24,7 +24,15 @@ from ehrsequencing.data.dataset import OBSERVATION_FILE, MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, SPLITS
 from ehrsequencing.data.splits import split_of
 from ehrsequencing.data.synthetic_disease import DAYS_PER_STEP, newborn, replay, static_keys
-from ehrsequencing.data.synthetic_events import MINUTES_PER_DAY, Events, Trajectories, Visits, emit, plan_visits
+from ehrsequencing.data.synthetic_events import (
+    MINUTES_PER_DAY,
+    Events,
+    Trajectories,
+    Visits,
+    collect,
+    emit,
+    plan_visits,
+)
 from ehrsequencing.data.synthetic_model import MEMORY, TRAITS, Model, load_model
 from ehrsequencing.data.synthetic_random import derive, integers, subject_keys, uniform
 from ehrsequencing.data.synthetic_statistics import BlockStatistics, summarise
@@ -40,7 +48,7 @@ BLOCK = 2_500
 MAX_DEFAULT_WORKERS = 8
 RACES = (("white", 0.60), ("hispanic", 0.17), ("black", 0.13), ("asian", 0.06), ("other", 0.04))
 FIRST_ENTRY, ENTRY_DAYS = np.datetime64("2010-01-01", "D"), 4 * 365
-RELEASE = 1
+RELEASE = 2
 """Raised whenever the records of a (seed, subject) change."""
 _RANDOM_LEVEL = 5
 NOTES = (
@@ -83,25 +91,13 @@ def trajectories(model: Model, seed: int, subjects: np.ndarray) -> Trajectories:
     keys = subject_keys(seed, subjects)
     states, entry, steps = newborn(model, keys)
     length, n = int(steps.max()) + 1, len(keys)
-    conditions, drugs = len(model.conditions.names), len(model.drugs.names)
-    level = np.empty((length, n, conditions), dtype=np.uint8)
-    known = np.empty((length, n, conditions), dtype=bool)
-    drug = np.empty((length, n, drugs), dtype=bool)
-    memory = np.empty((length, n, len(MEMORY)), dtype=np.uint8)
-    visit, cause = np.empty((length, n), dtype=np.uint8), np.empty((length, n), dtype=np.uint8)
-    alive = np.empty((length, n), dtype=bool)
-    for row, now in enumerate(replay(model, keys, length - 1)):
-        level[row], known[row], drug[row], memory[row] = now.level.T, now.known.T, now.drug.T, now.memory.T
-        visit[row], cause[row], alive[row] = now.visit, now.cause, now.alive
-    return Trajectories(
-        keys, level, known, drug, memory, visit, cause, alive,
-        states.male, states.smoker, states.traits.T.copy(), entry, steps,
-    )  # fmt: skip
+    rows = replay(model, keys, length - 1)
+    first = np.zeros(n, dtype=np.int64)
+    return collect(model, rows, length, keys, static_keys(keys), first, states, entry, steps)
 
 
-def entry_days(paths: Trajectories) -> np.ndarray:
-    """Day of entry, int64 [n], days since 1970-01-01."""
-    static = static_keys(paths.keys)
+def entry_days(static: np.ndarray) -> np.ndarray:
+    """Day of entry, int64 [n], days since 1970-01-01, from `static_keys`."""
     return FIRST_ENTRY.astype(np.int64) + integers(static, 20, ENTRY_DAYS)
 
 
@@ -112,7 +108,7 @@ def block_frame(
     paths = trajectories(model, seed, subjects)
     visits = plan_visits(model, paths)
     events = _ordered(visits, emit(model, paths, visits))
-    ids, entry = subject_ids(seed, subjects), entry_days(paths) * MINUTES_PER_DAY
+    ids, entry = subject_ids(seed, subjects), entry_days(paths.static) * MINUTES_PER_DAY
     subject = visits.subject[events.visit]
     minute, code, value = events.minute, events.code.astype(np.int64), events.value
     if mode == "random":
@@ -165,9 +161,10 @@ def _randomise(
 
 def death_minutes(paths: Trajectories, visits: Visits) -> np.ndarray:
     """Minutes from entry to death, float64 [n], NaN where the subject survives follow-up; never before an event."""
-    step = paths.alive.argmin(axis=0) - 1
-    died = ~paths.alive.all(axis=0) & (step < paths.steps)
-    minutes = np.where(died, (step * DAYS_PER_STEP + DAYS_PER_STEP - 1) * MINUTES_PER_DAY + 720.0, np.nan)
+    row = paths.alive.argmin(axis=0) - 1
+    died = ~paths.alive.all(axis=0) & (row < paths.steps - paths.first)
+    last_day = (paths.first + row) * DAYS_PER_STEP + DAYS_PER_STEP - 1
+    minutes = np.where(died, last_day * MINUTES_PER_DAY + 720.0, np.nan)
     stays = np.flatnonzero(visits.died & died[visits.subject])
     # Half a day after the last code of the stay, so that no event ever follows death, in either mode.
     minutes[visits.subject[stays]] = visits.end[stays] + 720
@@ -178,7 +175,7 @@ def _person_rows(
     model: Model, paths: Trajectories, visits: Visits, ids: np.ndarray, entry: np.ndarray, mode: Mode
 ) -> pl.DataFrame:
     """Static rows (realistic mode), birth and death."""
-    static = static_keys(paths.keys)
+    static = paths.static
     birth = (entry // MINUTES_PER_DAY - np.rint(paths.entry_months * 30.4375).astype(np.int64)) * MINUTES_PER_DAY
     cumulative = np.cumsum([share for _, share in RACES])
     race = np.searchsorted(cumulative, uniform(static, 21), side="right").clip(0, len(RACES) - 1)
@@ -217,7 +214,7 @@ def latent_bytes(model: Model, first: int, paths: Trajectories) -> bytes:
         "drugs": np.array(model.drugs.names), "traits_names": np.array(TRAITS), "memory_names": np.array(MEMORY),
         "keys": paths.keys, "level": paths.level, "drug": np.packbits(paths.drug, axis=-1),
         "known": np.packbits(paths.known, axis=-1), "memory": paths.memory, "visit": paths.visit,
-        "alive": paths.alive, "steps": paths.steps, "entry_day": entry_days(paths),
+        "alive": paths.alive, "steps": paths.steps, "entry_day": entry_days(paths.static),
         "entry_months": paths.entry_months, "male": paths.male, "smoker": paths.smoker, "traits": paths.traits,
     }  # fmt: skip
     buffer = io.BytesIO()
@@ -244,7 +241,7 @@ def _write_block(task: _Task) -> tuple[int, BlockStatistics, pl.DataFrame]:
     end = np.where(
         np.isnan(death := death_minutes(paths, visits)), paths.steps * DAYS_PER_STEP * MINUTES_PER_DAY, death
     )
-    start = entry_days(paths) * MINUTES_PER_DAY
+    start = entry_days(paths.static) * MINUTES_PER_DAY
     observed = pl.DataFrame(
         {
             "subject_id": ids,

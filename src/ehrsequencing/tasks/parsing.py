@@ -45,7 +45,8 @@ _STAY = "minimum_age_years; stays whose end is unknown"
 _WINDOW = "observed to the end of the window, else left out"
 TASK_FAMILIES = (
     TaskFamily(
-        "onset", "onset:CODE[,CODE]@DAYS", ("heart_failure_1y", "type_2_diabetes_1y", "chronic_kidney_disease_1y"),
+        "onset", "onset:CODE[,CODE]@DAYS", ("heart_failure_1y", "type_2_diabetes_1y", "chronic_kidney_disease_1y", "vertigo_1y", "angioedema_1y",
+         "lupus_flare_1y"),
         "binary", _LANDMARK,
         "the first matching code lies in (t, t + DAYS], whatever follows",
         "minimum_age_years; dead; prevalent cases: a matching code at or before t, or without a date",
@@ -125,6 +126,9 @@ NAMED_TASKS = {
     "heart_failure_1y": "onset:ICD10CM//I50,ICD9CM//428@365",
     "type_2_diabetes_1y": "onset:ICD10CM//E11@365",
     "chronic_kidney_disease_1y": "onset:ICD10CM//N18,ICD9CM//585@365",
+    "vertigo_1y": "onset:ICD10CM//H81@365",
+    "angioedema_1y": "onset:ICD10CM//T78.3@365",
+    "lupus_flare_1y": "onset:ICD10CM//M32@365",
 }
 """Names for common onset tasks."""
 
