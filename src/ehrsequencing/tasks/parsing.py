@@ -45,8 +45,9 @@ _STAY = "minimum_age_years; stays whose end is unknown"
 _WINDOW = "observed to the end of the window, else left out"
 TASK_FAMILIES = (
     TaskFamily(
-        "onset", "onset:CODE[,CODE]@DAYS", ("heart_failure_1y", "type_2_diabetes_1y", "chronic_kidney_disease_1y", "vertigo_1y", "angioedema_1y",
-         "lupus_flare_1y"),
+        "onset", "onset:CODE[,CODE]@DAYS",
+        ("heart_failure_1y", "type_2_diabetes_1y", "chronic_kidney_disease_1y",
+         "vertigo_1y", "angioedema_1y", "lupus_flare_1y"),
         "binary", _LANDMARK,
         "the first matching code lies in (t, t + DAYS], whatever follows",
         "minimum_age_years; dead; prevalent cases: a matching code at or before t, or without a date",
