@@ -49,11 +49,8 @@ def refused(script: str, *arguments: object) -> str:
     [
         ("train_behrt_finetune.py", ["--embedding_path", "nope"], "nope holds no trained model"),
         ("train_behrt_finetune.py", ["--embedding_path", "x", "--model_size", "small"], "--model_size would have no"),
-        ("train_behrt_finetune.py", ["--use_lora", "--lora_rank", "0"], "lora.rank"),
         ("train_behrt_demo.py", ["--lora_rank", "4"], "--lora_rank would have no effect"),
         ("train_behrt_demo.py", ["--experiment_name", "../../evil"], "the experiment name is no folder name"),
-        ("train_behrt_demo.py", ["--experiment_name", "a/b", "--use_lora"], "the experiment name is no folder name"),
-        ("train_behrt_demo.py", ["--epochs", "many"], "argument --epochs: invalid int value"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, script, arguments, message):
@@ -62,6 +59,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, script, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_corrected_retry_follows_a_failed_start(tmp_path):
     same = ("train_behrt_demo.py", "--output_dir", tmp_path, "--experiment_name", "x", "--epochs", 1)
     line = refused(*same, "--realistic_data", "--use_lora", "--num_patients", 20)

@@ -140,11 +140,11 @@ def run_demo(
 # Choices that fit the demonstration into minutes on two cores; docs/lab-notes.md says what was measured.
 PRETRAIN: dict[str, Any] = {
     "model.max_length": 96,
-    "loop.epochs": 4,
+    "loop.epochs": 3,
     "loop.token_budget": 2048,
     "optim.lr": 3e-3,
 }
 FINETUNE: dict[str, dict[str, Any]] = {
-    "lora": {"loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 1e-3},
+    "lora": {"loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 3e-3},
     "scratch": {"model.max_length": 96, "loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 1e-3},
 }
