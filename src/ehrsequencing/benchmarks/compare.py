@@ -15,6 +15,7 @@ from ehrsequencing.baselines.models import fit_baseline
 from ehrsequencing.benchmarks.arms import Arm, best_of_each, members, run_arm
 from ehrsequencing.benchmarks.external import External, is_external, open_external, require_labels
 from ehrsequencing.benchmarks.multilabel import category_table, judge_multilabel
+from ehrsequencing.benchmarks.oracle import oracle_arms
 from ehrsequencing.benchmarks.validation import Validation, ValidationOptions, add_validation, write_flat
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import read_labels
@@ -36,12 +37,14 @@ from ehrsequencing.training.runs import flow_section
 
 BASELINES = ("logistic_regression", "random_forest", "xgboost")
 METRIC_NAMES = ("auroc", "auprc", "f1", "brier", "ece")
+ORACLE_METRICS = ("auroc", "auprc", "brier", "ece")
+"""F1 needs a threshold from tuning, where the oracle is not asked."""
 PAIRED_METRICS = ("auroc", "auprc", "brier")
 
 
 @dataclass
 class Comparison:
-    """All arms on the same examples."""
+    """All arms on the same examples; `oracles` are beside them, not among them: nothing was fitted."""
 
     task: str
     examples: dict[str, Examples]
@@ -52,6 +55,7 @@ class Comparison:
     notes: list[str]
     validation: Validation = field(default_factory=Validation)
     external: External | None = None
+    oracles: list[Arm] = field(default_factory=list)
 
 
 def compare(
@@ -64,6 +68,7 @@ def compare(
     reference: str | None = None,
     validation: ValidationOptions | None = None,
     external: External | None = None,
+    oracle: str | Path | None = None,
     resamples: int = 1000,
     seed: int = 0,
     threads: int = 2,
@@ -81,6 +86,7 @@ def compare(
         reference: Name of the arm to which the others are compared; the first run by default.
         validation: Recalibration and subgroups; defaults of `ValidationOptions`.
         external: Another dataset, judged in place of the held-out subjects.
+        oracle: The synthetic dataset of the store; adds its ceiling and attainable optimum.
         resamples: Bootstrap resamples over subjects.
         seed: Of bootstrap and baselines.
         threads: For the baselines.
@@ -90,6 +96,7 @@ def compare(
     Raises:
         RunError: a run was trained on another store or other labels.
         LabelError: a split has no label or one class.
+        ConfigError: a run named twice, or an oracle that does not know the task.
     """
     twice = [str(run) for index, run in enumerate(runs) if run.resolve() in [r.resolve() for r in runs[:index]]]
     if twice:
@@ -103,6 +110,13 @@ def compare(
         store, examples = external.in_place_of_held_out(store, examples)
         manifest = external.manifest
     task = str(manifest.get("task", Path(labels_path).stem))
+    oracles = []
+    if oracle is not None:
+        if external is not None:
+            raise ConfigError("the oracle is of the training dataset", remedy="leave out --oracle")
+        say("futures of held-out subjects, for the oracle")
+        oracles, more = oracle_arms(oracle, store, examples["held_out"], manifest, progress=progress)
+        notes += more
     arms = []
     for run in runs:
         say(f"predicting with {run}")
@@ -149,7 +163,22 @@ def compare(
     report = _report_sections(arms, examples, manifest, task, differences)
     comparison = Comparison(task, examples, arms, metrics, differences, report, notes, external=external)
     comparison.validation = add_validation(comparison, store, validation, resamples=resamples, seed=seed, say=say)
+    _add_oracles(comparison, oracles, resamples, seed)
     return comparison
+
+
+def _add_oracles(comparison: Comparison, oracles: list[Arm], resamples: int, seed: int) -> None:
+    """Metrics, a row of the models, and how far the best trained model and baseline are from the last oracle."""
+    comparison.oracles = oracles
+    if not oracles:
+        return
+    task, held = comparison.task, comparison.examples["held_out"]
+    key = f"{task}/auroc"
+    pair = best_of_each(comparison.arms, comparison.metrics, key) or (comparison.arms[0],)
+    for arm in oracles:
+        comparison.metrics[arm.name] = _judge(arm, comparison.examples, task, resamples, seed)
+        comparison.report["models"].append(_model_row(arm))
+        comparison.differences += [_difference(arm, other, "auroc", held, task, resamples, seed) for other in pair]
 
 
 def save_predictions(comparison: Comparison, folder: Path) -> None:
@@ -160,6 +189,7 @@ def save_predictions(comparison: Comparison, folder: Path) -> None:
             for arm in comparison.arms
             for index, probabilities in enumerate(getattr(arm, split))
         }
+        columns |= {arm.name: arm.held_out[0] for arm in comparison.oracles if split == "held_out"}
         frame = prediction_frame(comparison.examples[split], columns)
         with atomic_path(folder / f"{split}.parquet") as temporary:
             frame.write_parquet(temporary)
@@ -222,8 +252,8 @@ def _judge(arm: Arm, examples: dict[str, Examples], task: str, resamples: int, s
         np.asarray(held.target) > 0.5,
         arm.held_out,
         held.subject_id,
-        metrics=METRIC_NAMES,
-        thresholds=[f1_threshold(truth, probabilities) for probabilities in arm.tuning],
+        metrics=METRIC_NAMES if arm.tuning else ORACLE_METRICS,
+        thresholds=[f1_threshold(truth, probabilities) for probabilities in arm.tuning] or 0.5,
         resamples=resamples,
         seed=seed,
     )
@@ -273,16 +303,7 @@ def _shared_sections(
     """What the reports of binary and multi-label tasks both hold."""
     return {
         "title": f"Held-out evaluation of {task}",
-        "models": [
-            {
-                "model": arm.name,
-                "kind": arm.kind,
-                "trainable_parameters": arm.trainable_parameters,
-                "seconds": arm.seconds,
-                "notes": arm.notes,
-            }
-            for arm in arms
-        ],
+        "models": [_model_row(arm) for arm in arms],
         "differences": differences,
         "cohort": flow_section(manifest),
         "data": {
@@ -296,6 +317,16 @@ def _shared_sections(
             for arm in arms
             if arm.kind == "baseline"
         },
+    }
+
+
+def _model_row(arm: Arm) -> dict[str, Any]:
+    return {
+        "model": arm.name,
+        "kind": arm.kind,
+        "trainable_parameters": arm.trainable_parameters,
+        "seconds": arm.seconds,
+        "notes": arm.notes,
     }
 
 
@@ -317,6 +348,7 @@ def evaluate_run(
     baselines: Sequence[str] = BASELINES,
     validation: ValidationOptions | None = None,
     training_store: Path | None = None,
+    oracle: Path | None = None,
     history: str = "model",
     resamples: int = 1000,
     seed: int = 0,
@@ -336,6 +368,7 @@ def evaluate_run(
         others: Runs to judge beside it, trained on the same store and labels.
         validation: Recalibration and subgroups.
         training_store: Where the training store lies now, for an external validation.
+        oracle: The synthetic dataset of the store, for its ceiling and attainable optimum.
 
     Returns:
         The run's summary with held-out metrics of every model.
@@ -364,6 +397,7 @@ def evaluate_run(
         baselines=baselines,
         validation=validation,
         external=external,
+        oracle=oracle,
         history=history,
         resamples=resamples,
         seed=seed,

@@ -104,6 +104,7 @@ def run_demo(
                 out / "store",
                 labels,
                 baselines=("logistic_regression", "xgboost"),
+                oracle=out / "data",
                 seed=seed,
                 say=say,
                 progress=update,

@@ -34,6 +34,10 @@ def evaluate(
     training_store: Annotated[
         Path | None, typer.Option("--training-store", help="Where the store of the training lies now.")
     ] = None,
+    oracle: Annotated[
+        Path | None,
+        typer.Option("--oracle", help="Synthetic dataset of the store: adds its ceiling and attainable optimum."),
+    ] = None,
     history: Annotated[
         str, typer.Option("--baseline-history", help="What baselines see: model (cut as its histories are) or whole.")
     ] = "model",
@@ -56,6 +60,7 @@ def evaluate(
             baselines=names,
             validation=ValidationOptions(recalibrate, groups),
             training_store=training_store,
+            oracle=oracle,
             history=history,
             resamples=resamples,
             seed=seed,

@@ -43,6 +43,9 @@ METRIC_FIELDS = (
     "higher_is_better",
 )  # fmt: skip
 
+ORACLE = "oracle: "
+"""Names that begin so are no models: they stand for what could be reached on synthetic records."""
+
 
 def split_key(key: str) -> tuple[str, str, str]:
     """Task, metric and horizon of a key such as `heart_failure/auroc@365`; the parts that are absent are empty.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ehrsequencing.tracking.report_data import Difference, Floor, ModelRow
-from ehrsequencing.tracking.summary import direction, format_number, split_key, subgroup_of
+from ehrsequencing.tracking.summary import ORACLE, direction, format_number, split_key, subgroup_of
 
 METRIC_NAMES = {
     "auroc": "AUROC",
@@ -108,9 +108,10 @@ def primary_key(keys: Sequence[str]) -> str:
 
 
 def best_model(entries: Mapping[str, Mapping[str, Any]], key: str) -> str:
-    """Model with the best value of one metric, its direction respected; the first of equals."""
+    """Model with the best value of one metric, its direction respected; the first of equals. An oracle is no model."""
     sign = 1 if direction(key, next(iter(entries.values()))) else -1
-    return max(entries, key=lambda model: sign * entries[model]["value"])
+    models = [model for model in entries if not model.startswith(ORACLE)] or list(entries)
+    return max(models, key=lambda model: sign * entries[model]["value"])
 
 
 def plain_words(
@@ -134,12 +135,14 @@ def plain_words(
     baselines = {row.model for row in rows if row.kind == "baseline"}
     metrics = summary.get("metrics") or {}
     paragraphs: list[str] = []
-    tasks = by_task(metrics)
+    tasks = by_task({model: entries for model, entries in metrics.items() if not model.startswith(ORACLE)})
+    oracles = by_task({model: entries for model, entries in metrics.items() if model.startswith(ORACLE)})
     for task, table in tasks.items():
         key = primary_key(list(table))
         paragraphs.append(_verdict(task, table, key, names))
         paragraphs += _comparisons(table[key], key, pairs, names, baselines)
         paragraphs += _precision(table[key], key)
+        paragraphs += _reachable(table[key], oracles.get(task, {}).get(key, {}), key, names)
     known, judged = masked_code_floors(metrics, [Floor.model_validate(floor) for floor in floors], baselines)
     paragraphs += _masked_codes(judged, known, names)
     if tasks:
@@ -217,6 +220,21 @@ def _comparisons(
     if advanced and simple:
         sentences.append(_worth_it(best_model(advanced, key), best_model(simple, key), relevant, higher, names))
     return [" ".join(sentences)]
+
+
+def _reachable(
+    entries: Mapping[str, Mapping[str, Any]], oracles: Mapping[str, Mapping[str, Any]], key: str, names: Mapping[str, str]
+) -> list[str]:
+    """What could be reached on these synthetic rows, beside the best model."""
+    if not oracles:
+        return []
+    told = ", ".join(f"{name.removeprefix(ORACLE)} {_value(entry)}" for name, entry in oracles.items())
+    best = best_model(entries, key)
+    return [
+        f"The records are synthetic, so what could be reached is known: {metric_name(key)} {told}; "
+        f"{_name(best, names)} has {_value(entries[best])}. The ceiling knows hidden states that no record shows, the "
+        "attainable optimum the record alone."
+    ]
 
 
 def _difference(pair: Difference, key: str, higher: bool, names: Mapping[str, str]) -> str:
