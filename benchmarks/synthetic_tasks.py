@@ -3,8 +3,8 @@
     python benchmarks/synthetic_tasks.py OUT --subjects 5000
 
 Makes records, store and labels in `OUT`, pretrains one BEHRT without labels, fine-tunes it with LoRA on every task,
-judges it beside the tuned count models on held-out subjects, and prints the table. What is done already is kept, so that
-a killed run is taken up again, and several processes may work on different tasks (`--tasks`) once the model is pretrained.
+judges it beside the tuned count models on held-out subjects, and prints the table. What is done already is kept: a
+killed run is taken up again, and several processes may work on different `--tasks` once the model is pretrained.
 """
 
 from __future__ import annotations

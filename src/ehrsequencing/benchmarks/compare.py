@@ -110,7 +110,7 @@ def compare(
         store, examples = external.in_place_of_held_out(store, examples)
         manifest = external.manifest
     task = str(manifest.get("task", Path(labels_path).stem))
-    oracles = []
+    oracles: list[Arm] = []
     if oracle is not None:
         if external is not None:
             raise ConfigError("the oracle is of the training dataset", remedy="leave out --oracle")

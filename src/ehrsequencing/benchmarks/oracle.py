@@ -64,7 +64,7 @@ def oracle_arms(
     arms = [_arm(CEILING, frame["ceiling"])]
     notes = [
         f"The ceiling comes from {FUTURES:,} futures per history; its Monte-Carlo standard error is "
-        f"{frame['ceiling_se'].median():.4f} at the median, so that its ranking is, if anything, slightly too low."
+        f"{float(np.median(frame['ceiling_se'])):.4f} at the median, so that its ranking is, if anything, slightly too low."
     ]
     if not frame["attainable"].is_nan().any():
         arms.append(_arm(ATTAINABLE, frame["attainable"]))

@@ -223,7 +223,10 @@ def _comparisons(
 
 
 def _reachable(
-    entries: Mapping[str, Mapping[str, Any]], oracles: Mapping[str, Mapping[str, Any]], key: str, names: Mapping[str, str]
+    entries: Mapping[str, Mapping[str, Any]],
+    oracles: Mapping[str, Mapping[str, Any]],
+    key: str,
+    names: Mapping[str, str],
 ) -> list[str]:
     """What could be reached on these synthetic rows, beside the best model."""
     if not oracles:
