@@ -62,9 +62,10 @@ def oracle_arms(
         dataset, rows, manifest, progress=lambda done, total: progress("futures of the oracle", done, total)
     )
     arms = [_arm(CEILING, frame["ceiling"])]
+    error = float(np.median(frame["ceiling_se"]))
     notes = [
-        f"The ceiling comes from {FUTURES:,} futures per history; its Monte-Carlo standard error is "
-        f"{float(np.median(frame['ceiling_se'])):.4f} at the median, so that its ranking is, if anything, slightly too low."
+        f"The ceiling comes from {FUTURES:,} futures per history; its Monte-Carlo standard error is {error:.4f} at the "
+        "median, so that its ranking is, if anything, slightly too low."
     ]
     if not frame["attainable"].is_nan().any():
         arms.append(_arm(ATTAINABLE, frame["attainable"]))
