@@ -33,14 +33,22 @@ def test_a_window_that_ends_with_follow_up_is_seen(clean):
     finding = at(clean, subject, end - 730 * DAY + 1).only("follow-up")
     assert finding.got == "1 of 1,205 labels, of 1 subjects"
     assert finding.subjects == (subject,)
-    assert at(clean, subject, end - 730 * DAY + 1, positive=True).found("follow-up") == []
+
+
+def test_a_positive_past_the_stated_end_is_chosen_by_its_outcome(clean):
+    subject, end = alive(clean)
+    assert at(clean, subject, end - 730 * DAY, positive=True).found("follow-up") == []
+    finding = at(clean, subject, end - 730 * DAY + 1, positive=True).only("follow-up", "warning")
+    assert finding.what == "positive labels' windows run past the stated end of observation"
+    assert finding.subjects == (subject,)
 
 
 def test_the_dead_are_followed_to_their_end(clean):
     split = clean.store.split("train")
     dead = np.flatnonzero(split.death_time != STATIC_TIME)[0]
     subject, death = int(split.subject_id[dead]), int(split.death_time[dead])
-    assert at(clean, subject, death - 10 * DAY).found("follow-up") == []
+    for positive in (False, True):
+        assert at(clean, subject, death - 10 * DAY, positive).found("follow-up") == []
 
 
 def test_what_the_source_followed_is_not_checked(clean):

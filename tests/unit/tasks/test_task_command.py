@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from ehrsequencing.cli.task import app
 from ehrsequencing.data.labels import read_labels
-from ehrsequencing.errors import ConfigError
+from ehrsequencing.errors import ConfigError, LabelError
+from ehrsequencing.evaluation.sample_size import split_guidance
 from ehrsequencing.tasks.parsing import NAMED_TASKS, SHARED_RULES, TASK_FAMILIES
 
 START = dt.datetime(2020, 1, 1)
@@ -84,3 +85,96 @@ def test_options_of_another_task(meds, tmp_path, task, option, message):
     with pytest.raises(ConfigError, match=message):
         run("build", meds, "--task", task, "--out", tmp_path / "labels.parquet", option, 30)
     assert not (tmp_path / "labels.parquet").exists()
+
+
+# A temporal validation -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def years(tmp_path):
+    """Sixty subjects with stays in 2020 and in 2022; every third is readmitted within 30 days of each."""
+    rows = [
+        (subject, START + dt.timedelta(days=day), code, None)
+        for subject in range(60)
+        for year in (0, 730)
+        for day, code in (
+            (year, "VISIT//inpatient"), (year + 3, "DISCHARGE//home"),
+            *(((year + 20, "VISIT//inpatient"), (year + 25, "DISCHARGE//home")) if subject % 3 == 0 else ()),
+            (year + 400, "A"),
+        )
+    ]  # fmt: skip
+    return write_dataset(tmp_path / "meds", rows).path
+
+
+def build(meds, out, *options, task="readmission_30d"):
+    run("build", meds, "--task", task, "--out", out, "--minimum-age-years", 0, *options)
+    return read_labels(out)
+
+
+def test_labels_are_cut_at_a_date(years, tmp_path):
+    out = tmp_path / "labels.parquet"
+    whole, before = build(years, tmp_path / "whole.parquet")
+    shown = run(
+        "build", years, "--task", "readmission_30d", "--out", out, "--minimum-age-years", 0,
+        "--train-before", "2021-01-01", "--test-after", "2021-06-01",
+    ).stdout  # fmt: skip
+    labels, manifest = read_labels(out)
+    assert manifest["temporal"]["train_before"] == "2021-01-01T00:00:00"
+    assert manifest["temporal"]["test_after"] == "2021-06-01T00:00:00"
+    assert manifest["temporal"]["horizon_days"] == 30
+    assert len(labels) == sum(split["rows"] for split in manifest["splits"].values()) == len(whole) / 2
+    assert manifest["flow"][:-2] == before["flow"]
+    assert "train and tuning with outcomes known before 2021-01-01" in shown
+    assert "held out and predicted on or after 2021-06-01" in shown
+    lines = split_guidance(manifest["splits"])
+    assert len(lines) == 2 and lines[0].startswith("held-out: ")
+    assert shown.splitlines()[-3:] == [*lines, f"labels written to {out}"]
+
+
+def test_how_precisely_an_auroc_will_be_known(years, tmp_path):
+    binary = ("build", years, "--task", "readmission_30d", "--out", tmp_path / "b.parquet", "--minimum-age-years", 0)
+    assert run(*binary).stdout.splitlines()[-3].startswith("held-out: ")
+    survival = ("build", years, "--task", "time_to:A", "--out", tmp_path / "s.parquet", "--minimum-age-years", 0)
+    shown = run(*survival, "--history-days", 0).stdout
+    assert "AUROC" not in shown and "labels written" in shown
+
+
+def test_a_task_without_a_horizon_needs_one(years, tmp_path):
+    out, cut = tmp_path / "labels.parquet", ("--train-before", "2021-01-01")
+    with pytest.raises(ConfigError, match=r"length of the label window is unknown; got None.*pass --horizon-days"):
+        build(years, out, "--history-days", 0, *cut, task="time_to:A")
+    assert not out.exists()
+    _, manifest = build(years, out, "--history-days", 0, "--spacing-days", 365, *cut, "--horizon-days", 100, task="time_to:A")
+    assert manifest["temporal"]["horizon_days"] == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "problem", "message"),
+    [
+        (("--test-after", "2021-01-01"), ConfigError,
+         "--test-after is part of a temporal validation; expected --train-before beside it"),
+        (("--horizon-days", 30), ConfigError, "--horizon-days is part of a temporal validation"),
+        (("--train-before", "2021-13-01"), ConfigError, "--train-before is no date; got 2021-13-01; expected YYYY-MM"),
+        (("--train-before", "2021-01-01", "--test-after", "soon"), ConfigError, "--test-after is no date; got soon"),
+        (("--train-before", "2021-01-01", "--test-after", "2020-12-31"), ConfigError,
+         "testing would begin before training ends; got 2020-12-31 before 2021-01-01"),
+        (("--train-before", "2021-01-01", "--horizon-days", 7), ConfigError,
+         "--horizon-days is shorter than the label window; got 7; expected 30 days or more"),
+        (("--train-before", "2021-01-01", "--horizon-days", 10**12), ConfigError,
+         "--horizon-days is out of range; got 1000000000000; expected 0 to 36500 days"),
+        (("--train-before", "1999-01-01"), LabelError, "no label of split train is left"),
+        (("--train-before", "2021-01-01", "--test-after", "2099-01-01"), LabelError, "no label of split held_out is"),
+    ],
+)  # fmt: skip
+def test_dates_that_make_no_sense(years, tmp_path, options, problem, message):
+    with pytest.raises(problem, match=message):
+        build(years, tmp_path / "labels.parquet", *options)
+    assert not (tmp_path / "labels.parquet").exists()
+
+
+def test_dates_that_are_shifted_cannot_split(years, tmp_path):
+    file = years / "metadata/dataset.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "notes": ["Dates are shifted per subject by the publisher."]}))
+    with pytest.raises(LabelError, match="no calendar dates, so time cannot split it"):
+        build(years, tmp_path / "labels.parquet", "--train-before", "2021-01-01")
