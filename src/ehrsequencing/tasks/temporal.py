@@ -59,7 +59,7 @@ def split_by_time(
         ConfigError: `test_after` lies before `train_before`, or the horizon is unknown, negative or shorter than
             the manifest's.
         LabelError: the dataset's dates are no calendar dates, a subject is in no split, the labels were cut by time
-            before, a split is left without rows, or nothing was left out.
+            before, durations are longer than the horizon, a split is left without rows, or nothing was left out.
     """
     if (note := dates_note(dataset.manifest)) is not None:
         raise LabelError(
@@ -85,6 +85,12 @@ def split_by_time(
         raise ConfigError(
             "--horizon-days is shorter than the label window", got=horizon, expected=f"{stated} days or more",
             remedy="leave it out: outcomes must be known before --train-before",
+        )  # fmt: skip
+    longest = labels["float_value"].max() if manifest.get("kind") == "survival" else None
+    if isinstance(longest, float) and longest > horizon:
+        raise LabelError(
+            "durations run past the label window", got=f"{longest:.0f} days", expected=f"{horizon} days or fewer",
+            remedy="build a task that follows so long only, such as time_to:CODE@DAYS",
         )  # fmt: skip
     rows = labels.join(dataset.subject_splits(), on="subject_id", how="left", maintain_order="left")
     if strangers := rows["split"].null_count():

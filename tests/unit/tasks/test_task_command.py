@@ -139,13 +139,26 @@ def test_how_precisely_an_auroc_will_be_known(years, tmp_path):
     assert "AUROC" not in shown and "labels written" in shown
 
 
-def test_a_task_without_a_horizon_needs_one(years, tmp_path):
+def test_a_task_without_a_horizon_needs_one(tmp_path):
+    rows = [
+        (subject, START + dt.timedelta(days=730 * (subject % 2) + day), code, None)
+        for subject in range(60)
+        for day, code in ((0, "VISIT//inpatient"), (3, "DISCHARGE//home" if subject % 3 else "DISCHARGE//died"))
+    ]
+    meds = write_dataset(tmp_path / "meds", rows).path
     out, cut = tmp_path / "labels.parquet", ("--train-before", "2021-01-01")
     with pytest.raises(ConfigError, match=r"length of the label window is unknown; got None.*pass --horizon-days"):
-        build(years, out, "--history-days", 0, *cut, task="time_to:A")
+        build(meds, out, *cut, task="mortality_inpatient")
     assert not out.exists()
-    _, manifest = build(years, out, "--history-days", 0, "--spacing-days", 365, *cut, "--horizon-days", 100, task="time_to:A")
-    assert manifest["temporal"]["horizon_days"] == 100
+    labels, manifest = build(meds, out, *cut, "--horizon-days", 60, task="mortality_inpatient")
+    assert manifest["temporal"]["horizon_days"] == 60
+    assert 20 < len(labels) < 40
+
+
+def test_durations_end_within_the_window(years, tmp_path):
+    cut = ("--history-days", 0, "--train-before", "2021-01-01", "--horizon-days", 30)
+    with pytest.raises(LabelError, match=r"durations run past the label window; got 400 days; expected 30 days or fe"):
+        build(years, tmp_path / "labels.parquet", *cut, task="time_to:A")
 
 
 @pytest.mark.parametrize(
