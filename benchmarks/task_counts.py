@@ -2,8 +2,8 @@
 
     python benchmarks/task_counts.py DATASET... [--task NAME ...]
 
-Positives are examples with the outcome (multi-label: with any category; survival: with the event). Where a task does not
-apply, the error stands below the table.
+Positives are examples with the outcome (multi-label: with any category; survival: with the event). Where a task does
+not apply, the error stands below the table.
 """
 
 from __future__ import annotations

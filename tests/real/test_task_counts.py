@@ -23,8 +23,8 @@ KIDNEY_DISEASE = "onset:ICD10CM//N18,ICD9CM//585,SNOMED//709044004,SNOMED//46177
 BLEEDING = "onset:ICD10CM//K92.2,ICD9CM//578,SNOMED//74474003@365"
 DEFINITIONS = tomllib.loads((Path(ehrsequencing.tasks.__file__).parent / "phenotypes.toml").read_text())["phenotype"]
 FOLLOWED = """
-CREATE TABLE visits AS SELECT subject_id, MIN(t) AS start, MAX(t) AS t FROM happened
-  GROUP BY subject_id, COALESCE(visit, date(t));
+CREATE TABLE visits AS SELECT subject_id, COALESCE(visit, date(t)) AS visit, MIN(t) AS start, MAX(t) AS t
+  FROM happened GROUP BY 1, 2;
 CREATE TABLE followed AS SELECT p.*, first, MAX(last, COALESCE(death, last)) AS last,
     MAX(last, COALESCE(death, last), COALESCE(stated, last)) AS until
   FROM people p JOIN (SELECT subject_id, MIN(t) AS first, MAX(t) AS last FROM happened GROUP BY subject_id)
@@ -105,7 +105,9 @@ def mimic_tables():
         if "d" in [time.meta.output_name() for time in times]:
             rows = rows.join(left, on="hadm_id", how="left")
         for time in times:
-            found = rows.select(pl.col("subject_id").cast(pl.Int64), "hadm_id", t=time, code=pl.lit(None) if code is None else code)
+            found = rows.select(
+                pl.col("subject_id").cast(pl.Int64), "hadm_id", t=time, code=pl.lit(None) if code is None else code
+            )
             found = found.drop_nulls("t")
             happened.append(found.select("subject_id", "hadm_id", "t").unique())
             if kind is not None:
@@ -137,8 +139,12 @@ def gibleed_tables():
     def number(name):
         return pl.col(name).cast(pl.Float64).cast(pl.Int64)
 
-    concepts = table(folder / "concept.csv").select(concept=number("concept_id"), code=pl.concat_str("vocabulary_id", "concept_code", separator="//"))
-    people = table(folder / "person.csv").select(subject_id=number("person_id"), birth=pl.col("birth_datetime").str.slice(0, 10) + " 00:00:00")
+    concepts = table(folder / "concept.csv").select(
+        concept=number("concept_id"), code=pl.concat_str("vocabulary_id", "concept_code", separator="//")
+    )
+    people = table(folder / "person.csv").select(
+        subject_id=number("person_id"), birth=pl.col("birth_datetime").str.slice(0, 10) + " 00:00:00"
+    )
     stays = table(folder / "visit_occurrence.csv")
     happened, coded = [], []
     known = stays.select(visit=number("visit_occurrence_id"), known=True)
@@ -243,7 +249,9 @@ def test_death_in_hospital(world):
 @pytest.mark.parametrize("days", [3, 7])
 def test_length_of_stay(world, days):
     long = f"e > datetime(a, '+{days} days')"
-    positives = check(world, f"los_over_{days}d", f"SELECT COUNT(*), COUNT(DISTINCT subject_id), SUM({long}) {IN_HOSPITAL}")
+    positives = check(
+        world, f"los_over_{days}d", f"SELECT COUNT(*), COUNT(DISTINCT subject_id), SUM({long}) {IN_HOSPITAL}"
+    )
     assert positives > 10 or source_of(world) == "omop"
 
 
@@ -313,9 +321,8 @@ def test_the_next_visit(world):
       FROM landmarks l; DELETE FROM next WHERE start IS NULL;
       DROP TABLE IF EXISTS brought; CREATE TEMP TABLE brought AS
       SELECT DISTINCT n.subject_id, n.t, code, split FROM next n JOIN splits USING (subject_id)
-      JOIN (SELECT c.*, (SELECT MIN(h.t) FROM happened h WHERE h.subject_id = c.subject_id
-          AND COALESCE(h.visit, date(h.t)) = COALESCE(c.visit, date(c.t))) AS begun FROM coded c) c
-        ON c.subject_id = n.subject_id AND c.begun = n.start;""")
+      JOIN visits v USING (subject_id, start)
+      JOIN (SELECT subject_id, COALESCE(visit, date(t)) AS visit, code FROM coded) USING (subject_id, visit);""")
     [(rows, subjects)] = connection.execute("SELECT COUNT(*), COUNT(DISTINCT subject_id) FROM next").fetchall()
     often = "SELECT code FROM brought WHERE split = 'train' GROUP BY code HAVING COUNT(*) >= 10"
     [(categories,)] = connection.execute(f"SELECT COUNT(*) FROM ({often})").fetchall()

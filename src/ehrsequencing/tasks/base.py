@@ -159,13 +159,13 @@ class Shard:
             first=dated.min(),
             death=time.filter(code == DEATH_CODE).min(),
             observed_until=dated.max(),
-        ).with_columns(end_stated=pl.lit(False))
-        if ends is not None:
-            stated, last = pl.col("observation_end"), pl.col("observed_until")
-            subjects = subjects.join(ends, on="subject_id", how="left", maintain_order="left").with_columns(
-                observed_until=pl.max_horizontal(stated, last),
-                end_stated=(stated >= last).fill_null(False),
-            )
+        )
+        if ends is None:
+            return cls(events, subjects.with_columns(end_stated=pl.lit(False)), codes, matched)
+        stated, last = pl.col("observation_end"), pl.col("observed_until")
+        subjects = subjects.join(ends, on="subject_id", how="left", maintain_order="left").with_columns(
+            observed_until=pl.max_horizontal(stated, last), end_stated=(stated >= last).fill_null(False)
+        )
         return cls(events, subjects, codes, matched)
 
     def matching(self, patterns: tuple[str, ...]) -> pl.DataFrame:

@@ -48,7 +48,7 @@ def follow_up(data: AuditData) -> list[Finding] | str:
                 Finding(
                     "follow-up", "warning", "positive labels' windows run past the stated end of observation",
                     f"{len(chosen):,} of {examples}, of {len(np.unique(data.subject_id[chosen])):,} subjects",
-                    "rows left out there whatever their label, since negatives have to be", some(data.subject_id[chosen]),
+                    "rows left out there whatever their label, as negatives are", some(data.subject_id[chosen]),
                 )
             )  # fmt: skip
     if not len(bad):

@@ -122,9 +122,9 @@ SHARED_RULES = (
     "Events of one day that carry its midnight (dates without time of day) are known at a prediction on that day, "
     "at its end; a window begins the next day.",
     "A subject is observed until the last event, death included, or metadata/observation.parquet's observation_end, "
-    "whichever is later. A window that reaches beyond that is censored; the absence of an event says nothing. Where "
-    "follow-up ends at a stated observation_end, censored rows are left out whatever their label; where it ends with an "
-    "event, positives stay. Whoever dies in the window is known to its end.",
+    "whichever is later. A window that reaches beyond that is censored; the absence of an event says nothing. "
+    "Where follow-up ends at a stated observation_end, censored rows are left out whatever their label; where it ends "
+    "with an event, positives stay. Whoever dies in the window is known to its end.",
     "Alive at t: neither death nor a discharge code of a death in hospital at or before t. Of age; "
     "subjects of unknown age are left out unless minimum_age_years (18) is 0.",
 )

@@ -38,7 +38,7 @@ STAY_CODES = (
         ("DISCHARGE//died",),
     ),
     StayCodes(
-        "MIMIC in the MEDS convention; MIMIC-IV and OMOP (visit concepts 9201, 262, 8717) as `ehrseq import` writes them",
+        "MIMIC in the MEDS convention; MIMIC-IV and OMOP (visit concepts 9201, 262, 8717) from `ehrseq import`",
         ("HOSPITAL_ADMISSION",),
         ("HOSPITAL_DISCHARGE",),
         (

@@ -147,7 +147,7 @@ def test_a_task_without_a_horizon_needs_one(tmp_path):
     ]
     meds = write_dataset(tmp_path / "meds", rows).path
     out, cut = tmp_path / "labels.parquet", ("--train-before", "2021-01-01")
-    with pytest.raises(ConfigError, match=r"length of the label window is unknown; got None.*pass --horizon-days"):
+    with pytest.raises(ConfigError, match=r"length of the label window is unknown; expected days.*pass --horizon-days"):
         build(meds, out, *cut, task="mortality_inpatient")
     assert not out.exists()
     labels, manifest = build(meds, out, *cut, "--horizon-days", 60, task="mortality_inpatient")
