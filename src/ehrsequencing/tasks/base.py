@@ -286,8 +286,8 @@ def binary_within(rows: pl.DataFrame, horizon_days: int, flow: Flow) -> pl.DataF
     rows = rows.filter(known)
     count_binary(rows, flow)
     flow.add("negative that died within the window", rows.filter(~positive & died))
-    past = died & pl.col("end_stated") & ~pl.col("observed")
-    flow.add("of the labelled, died in a window that passes the stated end of observation", rows.filter(past))
+    outlived = died & pl.col("end_stated") & ~pl.col("observed") & (pl.col("death") < pl.col("observed_until"))
+    flow.add("of the labelled, died before a stated end that the window passes", rows.filter(outlived))
     return rows.select("subject_id", "prediction_time", "boolean_value")
 
 

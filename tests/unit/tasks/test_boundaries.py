@@ -304,8 +304,8 @@ def test_windows_past_the_end_of_observation(tmp_path, after, end, expected):
     assert flow["excluded: censored within the window"] == (expected is None)
     out = flow["of them with the event before the stated end of observation"]
     assert out == (expected is None and "HF" in codes)
-    past = flow["of the labelled, died in a window that passes the stated end of observation"]
-    assert past == ((9, "MEDS_DEATH") in after)
+    outlived = flow["of the labelled, died before a stated end that the window passes"]
+    assert outlived == ((9, "MEDS_DEATH") in after and end == 12)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -3,12 +3,15 @@
 import datetime as dt
 import json
 
+import polars as pl
 import pytest
 from small_datasets import write_dataset
 from typer.testing import CliRunner
 
 from ehrsequencing.cli.task import app
+from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import read_labels
+from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.errors import ConfigError, LabelError
 from ehrsequencing.evaluation.sample_size import split_guidance
 from ehrsequencing.tasks.parsing import NAMED_TASKS, SHARED_RULES, TASK_FAMILIES
@@ -186,8 +189,8 @@ def test_dates_that_make_no_sense(years, tmp_path, options, problem, message):
 
 
 def test_dates_that_are_shifted_cannot_split(years, tmp_path):
-    file = years / "metadata/dataset.json"
-    manifest = json.loads(file.read_text())
-    file.write_text(json.dumps({**manifest, "notes": ["Dates are shifted per subject by the publisher."]}))
+    events = pl.concat([MedsDataset.open(years).scan(split) for split in SPLITS]).collect()
+    rows = events.select("subject_id", "time", "code", "visit_id").rows()
+    shifted = write_dataset(tmp_path / "shifted", rows, notes=["Dates are shifted per subject by the publisher."]).path
     with pytest.raises(LabelError, match="no calendar dates, so time cannot split it"):
-        build(years, tmp_path / "labels.parquet", "--train-before", "2021-01-01")
+        build(shifted, tmp_path / "labels.parquet", "--train-before", "2021-01-01")
