@@ -38,7 +38,8 @@ CREATE INDEX by_coded ON coded (subject_id, t);
 CREATE INDEX by_visit ON visits (subject_id, start);
 CREATE TABLE landmarks AS WITH RECURSIVE picked AS (
   SELECT subject_id, MIN(t) AS t FROM living GROUP BY subject_id UNION ALL
-  SELECT p.subject_id, (SELECT MIN(t) FROM living l WHERE l.subject_id = p.subject_id AND l.t >= datetime(p.t, '+365 days'))
+  SELECT p.subject_id,
+    (SELECT MIN(t) FROM living l WHERE l.subject_id = p.subject_id AND l.t >= datetime(p.t, '+365 days'))
   FROM picked p WHERE p.t IS NOT NULL)
   SELECT * FROM picked WHERE t IS NOT NULL;
 CREATE TABLE joined AS WITH
@@ -94,7 +95,8 @@ def mimic_tables():
         ("hosp/hcpcsevents", [at], "procedure", "H" + pl.col("hcpcs_cd")), ("hosp/drgcodes", [at], None, None),
         ("hosp/labevents", [stored], None, None), ("hosp/microbiologyevents", [cultured], None, None),
         ("hosp/prescriptions", [pl.col("starttime")], "drug", "D" + pl.col("drug")),
-        ("hosp/omr", [end_of_day("chartdate")], None, None), ("icu/icustays", [pl.col("intime"), pl.col("outtime")], None, None),
+        ("hosp/omr", [end_of_day("chartdate")], None, None),
+        ("icu/icustays", [pl.col("intime"), pl.col("outtime")], None, None),
         ("icu/outputevents", [stored], None, None),
         ("icu/procedureevents", [pl.col("starttime")], "procedure", "S" + pl.col("itemid")),
         ("icu/procedureevents", [pl.col("endtime")], "procedure", "E" + pl.col("itemid")),
@@ -117,7 +119,7 @@ def mimic_tables():
         patients.join(admissions.group_by("subject_id").agg(first, pl.col("d").max()), on="subject_id", how="left")
         .select(
             pl.col("subject_id").cast(pl.Int64),
-            birth=(pl.col("anchor_year").cast(pl.Int64) - pl.col("anchor_age").cast(pl.Int64)).cast(pl.String) + "-01-01",
+            birth=pl.format("{}-01-01", pl.col("anchor_year").cast(pl.Int64) - pl.col("anchor_age").cast(pl.Int64)),
             death=pl.coalesce("deathtime", end_of_day("dod")),
             stated=(pl.col("d").str.to_datetime() + pl.duration(days=365)).dt.strftime("%Y-%m-%d %H:%M:%S"),
         )
@@ -160,7 +162,8 @@ def gibleed_tables():
         rows = table(folder / f"{name}.csv").select(
             subject_id=number("person_id"), visit=number("visit_occurrence_id"), concept=number(concept),
             t=pl.col(day).str.slice(0, 10) + " 00:00:00",
-        ).join(known, on="visit", how="left").join(people, on="subject_id").filter(pl.col("t") >= pl.col("birth"))  # fmt: skip
+        ).join(known, on="visit", how="left").join(people, on="subject_id")  # fmt: skip
+        rows = rows.filter(pl.col("t") >= pl.col("birth"))
         rows = rows.with_columns(visit=pl.when("known").then("visit"))
         happened.append(rows.select("subject_id", "visit", "t").unique())
         if kind is not None:
@@ -170,9 +173,10 @@ def gibleed_tables():
     )  # fmt: skip
     return {
         "happened": pl.concat(happened), "coded": pl.concat(coded),
-        "people": people.join(periods, on="subject_id", how="left").select("subject_id", "birth", "stated", death=pl.lit(None, dtype=pl.String)),
+        "people": people.join(periods, on="subject_id", how="left").with_columns(death=pl.lit(None, dtype=pl.String)),
         "admitted": stays.select(
-            subject_id=number("person_id"), a=pl.col("visit_start_date") + " 00:00:00", d=pl.col("visit_end_date") + " 00:00:00", died=pl.lit(0)
+            subject_id=number("person_id"), a=pl.col("visit_start_date") + " 00:00:00",
+            d=pl.col("visit_end_date") + " 00:00:00", died=pl.lit(0),
         ),
         "died_in_hospital": pl.DataFrame(schema={"subject_id": pl.Int64, "t": pl.String}),
     }  # fmt: skip
@@ -235,7 +239,8 @@ def test_readmission(world, days):
     assert positives > 0 or source_of(world) == "omop"
 
 
-IN_HOSPITAL = """FROM (SELECT *, CASE WHEN death >= a THEN MIN(d, death) ELSE d END AS e, datetime(a, '+24 hours') AS t FROM stays)
+IN_HOSPITAL = """FROM (SELECT *, CASE WHEN death >= a THEN MIN(d, death) ELSE d END AS e,
+  datetime(a, '+24 hours') AS t FROM stays)
 WHERE e > t AND (death IS NULL OR death > t) AND julianday(t) - julianday(birth) >= 18 * 365.25"""
 
 
@@ -266,8 +271,10 @@ def test_death_within_days(world, days):
 
 def free_of(codes, spacing):
     """Landmarks before the first of some codes: `asked0` (subject_id, t, event)."""
-    return f"""WITH RECURSIVE ill AS (SELECT subject_id, MIN(t) AS event FROM coded WHERE {like(codes)} GROUP BY subject_id),
-    free AS MATERIALIZED (SELECT l.*, event FROM living l LEFT JOIN ill USING (subject_id) WHERE event IS NULL OR event > t),
+    return f"""WITH RECURSIVE
+    ill AS (SELECT subject_id, MIN(t) AS event FROM coded WHERE {like(codes)} GROUP BY subject_id),
+    free AS MATERIALIZED (
+      SELECT l.*, event FROM living l LEFT JOIN ill USING (subject_id) WHERE event IS NULL OR event > t),
     asked0 AS (SELECT subject_id, MIN(t) AS t, MAX(event) AS event FROM free GROUP BY subject_id UNION ALL
       SELECT p.subject_id, (SELECT MIN(l.t) FROM living l WHERE l.subject_id = p.subject_id
         AND l.t >= datetime(p.t, '+{spacing} days') AND (p.event IS NULL OR p.event > l.t)), p.event
@@ -302,8 +309,8 @@ def test_phenotypes(world):
     assert (examples(labels), labels["subject_id"].n_unique()) == (rows, subjects)
     expected, with_any = {}, set()
     for one in DEFINITIONS:
-        found = connection.execute(f"""SELECT DISTINCT a.subject_id, a.t, split FROM asked a JOIN coded c USING (subject_id)
-          JOIN splits USING (subject_id) WHERE {like(one["codes"])} AND c.t > a.t AND c.t <= u""").fetchall()
+        found = connection.execute(f"""SELECT DISTINCT a.subject_id, a.t, split
+          FROM asked a JOIN coded c USING (subject_id) JOIN splits USING (subject_id) WHERE {like(one["codes"])} AND c.t > a.t AND c.t <= u""").fetchall()
         if any(split == "train" for *_, split in found):
             expected[one["name"]] = len(found)
             with_any |= {(subject, t) for subject, t, _ in found}

@@ -158,7 +158,14 @@ def _onset(name: str, found: re.Match[str]) -> Task:
 
 
 def _time_to(name: str, found: re.Match[str]) -> Task:
-    codes = () if found["codes"].strip() == "death" else _patterns(found["codes"])
+    codes = _patterns(found["codes"])
+    if codes == ("death",):
+        codes = ()
+    elif "death" in codes:
+        raise ConfigError(
+            "death stands alone in a time_to task", got=name[:200], expected="time_to:death, or codes",
+            remedy="death competes with codes by itself",
+        )  # fmt: skip
     return TimeToTask(name, codes, _days(found["days"]) if found["days"] else None)
 
 
@@ -167,7 +174,7 @@ def _phenotype(name: str, found: re.Match[str]) -> Task:
     return PhenotypeTask(name, phenotypes, _days(found["days"]) if found["days"] else phenotypes.horizon_days)
 
 
-_DAYS = r"(?P<days>[1-9]\d*)"
+_DAYS = r"(?P<days>[1-9][0-9]*)"
 _CODES = r"(?P<codes>(?:[^@,|]*[^@,|\s][^@,|]*)(?:,[^@,|]*[^@,|\s][^@,|]*)*)"
 _READERS: tuple[tuple[str, Callable[[str, re.Match[str]], Task]], ...] = (
     (f"onset:{_CODES}@{_DAYS}", _onset),
@@ -185,7 +192,8 @@ def parse_task(name: str) -> Task:
     """Read a task's name as `TASK_FAMILIES` lists them, or one of `NAMED_TASKS`.
 
     Raises:
-        ConfigError: none of them, a number of days outside 1 to `MAX_DAYS`, or a set of phenotypes that cannot be read.
+        ConfigError: none of them, a number of days outside 1 to `MAX_DAYS`, death among codes, or a set of phenotypes
+            that cannot be read.
 
     >>> parse_task("onset:ICD10CM//I50,ICD10CM//I11.0@365")
     OnsetTask(name='onset:ICD10CM//I50,ICD10CM//I11.0@365', codes=('ICD10CM//I50', 'ICD10CM//I11.0'), horizon_days=365)

@@ -8,7 +8,7 @@ from ehrsequencing.data.splits import split_of
 
 
 def write_dataset(path, rows, ends=None, kinds=None, parents=None, notes=()):
-    """Rows of (subject, time, code, visit); `ends` of observation by subject; `kinds`, `parents` by code; `notes` of the manifest."""
+    """Rows of (subject, time, code, visit); `ends` of observation by subject; `kinds`, `parents` by code; `notes`."""
     frame = pl.DataFrame(
         rows,
         schema={"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "visit_id": pl.Int64},

@@ -12,7 +12,7 @@ from ehrsequencing.cli.task import app
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.schema import SPLITS
-from ehrsequencing.errors import ConfigError, LabelError
+from ehrsequencing.errors import ConfigError, DataError, LabelError
 from ehrsequencing.evaluation.sample_size import split_guidance
 from ehrsequencing.tasks.parsing import NAMED_TASKS, SHARED_RULES, TASK_FAMILIES
 
@@ -87,6 +87,63 @@ def test_hours_after_admission_is_an_option(meds, tmp_path):
 def test_options_of_another_task(meds, tmp_path, task, option, message):
     with pytest.raises(ConfigError, match=message):
         run("build", meds, "--task", task, "--out", tmp_path / "labels.parquet", option, 30)
+    assert not (tmp_path / "labels.parquet").exists()
+
+
+# Data that no task can use -------------------------------------------------------------------------------------------
+
+EVERY_TASK = (
+    "readmission_30d", "mortality_inpatient", "mortality_30d", "los_over_3d", "next_visit_codes", "onset:HF@365",
+    "phenotype:common", "time_to:death", "time_to:HF",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("task", EVERY_TASK)
+def test_a_dataset_without_events(tmp_path, task):
+    (tmp_path / "meds/data").mkdir(parents=True)
+    pl.DataFrame(schema={"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String}).write_parquet(
+        tmp_path / "meds/data/0.parquet"
+    )
+    with pytest.raises(DataError, match="has no events; got 1 empty shard.*expected at least one subject"):
+        run("build", tmp_path / "meds", "--task", task, "--out", tmp_path / "labels.parquet")
+    with pytest.raises(DataError, match="is not a MEDS dataset; got no such folder"):
+        run("build", tmp_path / "nothing", "--task", task, "--out", tmp_path / "labels.parquet")
+
+
+@pytest.mark.parametrize(
+    ("task", "bare", "alone"),
+    list(
+        zip(
+            EVERY_TASK,
+            (
+                *["needs hospital stays, and the dataset has none"] * 2, "needs deaths, and the dataset records none",
+                "needs hospital stays, and the dataset has none", "has an empty cohort",
+                "no subject has a code of task",
+                "no subject has a code of any phenotype of common", "needs deaths, and the dataset records none",
+                "no subject has a code of task",
+            ),
+            (
+                *["has one class"] * 2, "needs deaths, and the dataset records none", "has one class",
+                "no category with 10 positive training examples", "has one class",
+                "no subject has a code of any phenotype of common", "needs deaths, and the dataset records none", None,
+            ),
+            strict=True,
+        )
+    ),
+)  # fmt: skip
+def test_births_alone_and_one_subject(tmp_path, task, bare, alone):
+    build = ("--task", task, "--out", tmp_path / "labels.parquet", "--minimum-age-years", 0)
+    births = [(subject, START, "MEDS_BIRTH", None) for subject in (1, 2)]
+    with pytest.raises(LabelError, match=f"{bare}.*; got subjects: 2; "):
+        run("build", write_dataset(tmp_path / "bare", births).path, *build)
+    days = ((0, "VISIT//inpatient"), (3, "DISCHARGE//home"), (400, "A"), (800, "HF"))
+    one = write_dataset(tmp_path / "one", [(1, START + dt.timedelta(days=day), code, None) for day, code in days]).path
+    if alone is None:
+        run("build", one, *build)
+        assert read_labels(tmp_path / "labels.parquet")[0]["float_value"].to_list() == [400]
+        return
+    with pytest.raises(LabelError, match=f"{alone}.*; got subjects: 1; "):
+        run("build", one, *build)
     assert not (tmp_path / "labels.parquet").exists()
 
 
