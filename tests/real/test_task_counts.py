@@ -310,7 +310,8 @@ def test_phenotypes(world):
     expected, with_any = {}, set()
     for one in DEFINITIONS:
         found = connection.execute(f"""SELECT DISTINCT a.subject_id, a.t, split
-          FROM asked a JOIN coded c USING (subject_id) JOIN splits USING (subject_id) WHERE {like(one["codes"])} AND c.t > a.t AND c.t <= u""").fetchall()
+          FROM asked a JOIN coded c USING (subject_id) JOIN splits USING (subject_id)
+          WHERE {like(one["codes"])} AND c.t > a.t AND c.t <= u""").fetchall()
         if any(split == "train" for *_, split in found):
             expected[one["name"]] = len(found)
             with_any |= {(subject, t) for subject, t, _ in found}
