@@ -57,16 +57,35 @@ def build(
         int | None,
         typer.Option("--hours-after-admission", help="Prediction time of tasks asked within a hospital stay (24)."),
     ] = None,
+    train_before: Annotated[
+        str | None,
+        typer.Option(
+            "--train-before", help="Temporal validation: of train and tuning, rows whose window ends before this date."
+        ),
+    ] = None,
+    test_after: Annotated[
+        str | None,
+        typer.Option(
+            "--test-after", help="Of held-out subjects, predictions from this date on (--train-before); YYYY-MM-DD."
+        ),
+    ] = None,
+    horizon_days: Annotated[
+        int | None,
+        typer.Option("--horizon-days", help="With --train-before: length of the window, where the task states none."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make labels from a MEDS dataset and print the cohort's flow."""
+    """Make labels from a MEDS dataset; print the cohort's flow, and how precisely an AUROC will be known."""
     from dataclasses import asdict, replace
 
     from ehrsequencing.data.artefacts import refuse_labels_in_data
     from ehrsequencing.data.dataset import MedsDataset
     from ehrsequencing.data.labels import manifest_path, write_labels
     from ehrsequencing.errors import ConfigError, RunError
+    from ehrsequencing.evaluation.sample_size import split_guidance
+    from ehrsequencing.tasks.base import MAX_DAYS
     from ehrsequencing.tasks.cohorts import build_labels, parse_task
+    from ehrsequencing.tasks.temporal import parse_date, split_by_time
 
     if out.is_dir():
         raise ConfigError("--out", got=f"the folder {out}", expected=f"a file, for example {out / 'labels.parquet'}")
@@ -89,9 +108,22 @@ def build(
             f"task {task} has no such option", got=", ".join(unknown), expected=", ".join(asdict(parsed.rules))
         )
     rules = replace(parsed.rules, **given)  # type: ignore[arg-type]
+    if train_before is None:
+        for option, value in (("--test-after", test_after), ("--horizon-days", horizon_days)):
+            if value is not None:
+                raise ConfigError(f"{option} is part of a temporal validation", expected="--train-before beside it")
+    if horizon_days is not None and not 0 <= horizon_days <= MAX_DAYS:
+        raise ConfigError("--horizon-days is out of range", got=horizon_days, expected=f"0 to {MAX_DAYS} days")
+    first_unlearned = None if train_before is None else parse_date(train_before, "--train-before")
+    first_judged = None if test_after is None else parse_date(test_after, "--test-after")
+    dataset = MedsDataset.open(meds)
     with progress_bars() as update:
         frame, manifest = build_labels(
-            MedsDataset.open(meds), parsed, rules, progress=lambda done, total: update("labels", done, total)
+            dataset, parsed, rules, progress=lambda done, total: update("labels", done, total)
+        )
+    if first_unlearned is not None:
+        frame, manifest = split_by_time(
+            dataset, frame, manifest, train_before=first_unlearned, test_after=first_judged, horizon_days=horizon_days
         )
     write_labels(out, frame, manifest)
     show_table(
@@ -99,4 +131,7 @@ def build(
         [(row["step"], f"{row['rows']:,}", f"{row['subjects']:,}") for row in manifest["flow"]],
         numbers=2,
     )
+    if parsed.kind == "binary":
+        for line in split_guidance(manifest["splits"]):
+            say(line)
     say(f"labels written to {out}")

@@ -122,6 +122,14 @@ class SplitLabels:
             end = np.maximum(end, split.observation_end)
         return end[self.index]
 
+    @cached_property
+    def end_stated(self) -> np.ndarray:
+        """Whether follow-up ends at a stated end of observation, and not with an event after it; bool."""
+        stated = self.split.observation_end
+        if stated is None:
+            return np.zeros(len(self), dtype=bool)
+        return (stated[self.index] > STATIC_TIME) & (stated[self.index] >= self.follow_up)
+
 
 @dataclass(frozen=True)
 class AuditData:

@@ -18,6 +18,8 @@ MAX_SPACING_DAYS = 73_000
 """Two centuries, so that it means one prediction per subject: simulated people live longer than one."""
 MAX_MINIMUM_AGE = 150.0
 MAX_HOURS = 24 * 365
+CENSORED_WITHIN = "excluded: censored within the window"
+"""Step of the flow."""
 
 
 def _refuse(rules: object, fits: bool, expected: str) -> None:
@@ -136,7 +138,8 @@ class Shard:
     Attributes:
         events: Columns subject_id, time, code, visit_id.
         subjects: One row per subject: `birth`, `first` (dated event other than birth), `death`, `observed_until` (the
-            last event, death included, or the dataset's `observation_end` where that is later).
+            last event, death included, or the dataset's `observation_end` where that is later), `end_stated` (whether
+            it is the dataset's).
         codes: The dataset's codes and their ancestors.
         matched: Filled with the codes that the task's patterns matched.
     """
@@ -157,10 +160,12 @@ class Shard:
             death=time.filter(code == DEATH_CODE).min(),
             observed_until=dated.max(),
         )
-        if ends is not None:
-            subjects = subjects.join(ends, on="subject_id", how="left", maintain_order="left").with_columns(
-                observed_until=pl.max_horizontal("observed_until", "observation_end")
-            )
+        if ends is None:
+            return cls(events, subjects.with_columns(end_stated=pl.lit(False)), codes, matched)
+        stated, last = pl.col("observation_end"), pl.col("observed_until")
+        subjects = subjects.join(ends, on="subject_id", how="left", maintain_order="left").with_columns(
+            observed_until=pl.max_horizontal(stated, last), end_stated=(stated >= last).fill_null(False)
+        )
         return cls(events, subjects, codes, matched)
 
     def matching(self, patterns: tuple[str, ...]) -> pl.DataFrame:
@@ -259,8 +264,12 @@ def first_after(rows: pl.DataFrame, times: pl.DataFrame, name: str) -> pl.DataFr
 def binary_within(rows: pl.DataFrame, horizon_days: int, flow: Flow) -> pl.DataFrame:
     """Binary labels of `event_at` within (t, t + horizon]; censored rows are left out and counted.
 
+    A window that passes a stated end of observation is left out whatever the label, or the rows at the end would be
+    chosen by their outcome. Where follow-up ends with the last event, the outcome itself prolongs it, so that leaving
+    out its positives would choose by outcome, too: they stay. So do subjects who die within the window.
+
     Args:
-        rows: Also columns `event_at` (null where it never comes), `death`, `observed_until`.
+        rows: Also columns `event_at` (null where it never comes), `death`, `observed_until`, `end_stated`.
         horizon_days: Length of the window.
         flow: Counts censored, labelled, positive, negative and dead rows.
     """
@@ -270,11 +279,15 @@ def binary_within(rows: pl.DataFrame, horizon_days: int, flow: Flow) -> pl.DataF
         died_within=(pl.col("death") <= end).fill_null(False),
         observed=pl.col("observed_until") >= end,
     )
-    known = pl.col("boolean_value") | pl.col("observed") | pl.col("died_within")
-    flow.add("excluded: censored within the window", rows.filter(~known))
+    positive, died = pl.col("boolean_value"), pl.col("died_within")
+    known = pl.col("observed") | died | (positive & ~pl.col("end_stated"))
+    flow.add(CENSORED_WITHIN, rows.filter(~known))
+    flow.add("of them with the event before the stated end of observation", rows.filter(~known & positive))
     rows = rows.filter(known)
     count_binary(rows, flow)
-    flow.add("negative that died within the window", rows.filter(~pl.col("boolean_value") & pl.col("died_within")))
+    flow.add("negative that died within the window", rows.filter(~positive & died))
+    outlived = died & pl.col("end_stated") & ~pl.col("observed") & (pl.col("death") < pl.col("observed_until"))
+    flow.add("of the labelled, died before a stated end that the window passes", rows.filter(outlived))
     return rows.select("subject_id", "prediction_time", "boolean_value")
 
 

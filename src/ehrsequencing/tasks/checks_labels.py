@@ -18,7 +18,10 @@ _TWIN_EVENTS = 20
 
 
 def follow_up(data: AuditData) -> list[Finding] | str:
-    """A window that ends after everything known of the subject says nothing about its outcome, unless censored."""
+    """A window that ends after everything known of the subject says nothing about its outcome, unless censored.
+
+    Where negatives are left out because observation ended, positives that stay are chosen by their outcome.
+    """
     if data.manifest.get("follow_up") == FOLLOW_UP_ELSEWHERE:
         return "the labels' source followed the subjects beyond the events in the store"
     horizon = data.manifest.get("horizon_days")
@@ -31,13 +34,25 @@ def follow_up(data: AuditData) -> list[Finding] | str:
     window = data.manifest.get("window")
     if data.kind != "survival" and window and not str(window).startswith(WINDOW):
         return f"the window is {window}"
-    beyond, examples = [], 0
-    for labels in data.splits:
-        beyond.append(_unseen(data, labels, horizon or 0))
-        examples += len(labels)
-    bad = np.concatenate(beyond)
+    unseen = [_unseen(data, labels, horizon or 0) for labels in data.splits]
+    examples = counted(sum(map(len, data.splits)), "label")
+    found, bad = [], np.concatenate([labels.example[out] for labels, out in zip(data.splits, unseen, strict=True)])
+    if data.kind == "binary":
+        positive = data.positive[[0]].toarray()[0] > 0
+        bad = bad[~positive[bad]]
+        seen = [labels.example[out & labels.end_stated] for labels, out in zip(data.splits, unseen, strict=True)]
+        chosen = np.concatenate(seen)
+        chosen = chosen[positive[chosen]]
+        if len(chosen):
+            found.append(
+                Finding(
+                    "follow-up", "warning", "positive labels' windows run past the stated end of observation",
+                    f"{len(chosen):,} of {examples}, of {len(np.unique(data.subject_id[chosen])):,} subjects",
+                    "rows left out there whatever their label, as negatives are", some(data.subject_id[chosen]),
+                )
+            )  # fmt: skip
     if not len(bad):
-        return []
+        return found
     known = "observation_end" in data.store.manifest
     what = (
         "durations run past the end of follow-up"
@@ -46,29 +61,27 @@ def follow_up(data: AuditData) -> list[Finding] | str:
     )
     if not known:
         what += ", as far as a store without the end of observation can tell (prepare it again)"
-    return [
+    found.append(
         Finding(
             "follow-up", "error" if known else "warning", what,
-            f"{len(bad):,} of {counted(examples, 'label')}, of {len(np.unique(data.subject_id[bad])):,} subjects",
+            f"{len(bad):,} of {examples}, of {len(np.unique(data.subject_id[bad])):,} subjects",
             "the window observed to its end (last event, end of observation or death), or the row censored",
             some(data.subject_id[bad]),
         )
-    ]  # fmt: skip
+    )  # fmt: skip
+    return found
 
 
 def _unseen(data: AuditData, labels: SplitLabels, horizon_days: float) -> np.ndarray:
-    """Examples of a split whose outcome nobody can have seen, int64."""
+    """Whether the window of a split's example, or its duration, ends after all that is known of the subject; bool."""
     end, death = labels.follow_up, labels.split.death_time[labels.index]
     slack = MICROSECONDS_PER_DAY if data.manifest.get("date_only") else 0
     if data.duration_days is not None:
         lasts = labels.until + (data.duration_days[labels.example] * MICROSECONDS_PER_DAY).astype(np.int64)
-        return labels.example[lasts > end + max(slack, _ROUNDING_US)]
+        return lasts > end + max(slack, _ROUNDING_US)
     lasts = labels.until + np.int64(horizon_days * MICROSECONDS_PER_DAY)
     died = (death != STATIC_TIME) & (death <= lasts)
-    unseen = (lasts > end) & ~died
-    if data.kind == "binary":
-        unseen &= data.positive[[0]].toarray()[0, labels.example] == 0
-    return labels.example[unseen]
+    return (lasts > end) & ~died
 
 
 def one_class(data: AuditData) -> list[Finding] | str:

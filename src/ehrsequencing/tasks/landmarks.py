@@ -12,6 +12,7 @@ from ehrsequencing.data.labels import NO_CATEGORY
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, MICROSECONDS_PER_DAY
 from ehrsequencing.errors import LabelError
 from ehrsequencing.tasks.base import (
+    CENSORED_WITHIN,
     MAX_SPACING_DAYS,
     CohortRules,
     Flow,
@@ -258,7 +259,7 @@ class PhenotypeTask(_MultiLabelTask):
     def outcomes(self, rows: pl.DataFrame, shard: Shard, flow: Flow) -> pl.DataFrame:
         end = pl.col("prediction_time") + pl.duration(days=self.horizon_days)
         died, observed = (pl.col("death") <= end).fill_null(False), pl.col("observed_until") >= end
-        flow.add("excluded: censored within the window", rows.filter(~(observed | died)))
+        flow.add(CENSORED_WITHIN, rows.filter(~(observed | died)))
         rows = rows.filter(observed | died)
         key = ["subject_id", "prediction_time"]
         dated = shard.matching(self.codes).filter(pl.col("time").is_not_null())

@@ -43,6 +43,9 @@ class TaskFamily:
 _LANDMARK = "ends of visits, history_days (365) after the first event, spacing_days (365) apart"
 _STAY = "minimum_age_years; stays whose end is unknown"
 _WINDOW = "observed to the end of the window, else left out"
+_UNLESS_SEEN = (
+    "observed to the end of the window or dead in it, else left out; without a stated end of observation positives stay"
+)
 TASK_FAMILIES = (
     TaskFamily(
         "onset", "onset:CODE[,CODE]@DAYS",
@@ -51,7 +54,7 @@ TASK_FAMILIES = (
         "binary", _LANDMARK,
         "the first matching code lies in (t, t + DAYS], whatever follows",
         "minimum_age_years; dead; prevalent cases: a matching code at or before t, or without a date",
-        f"negatives are {_WINDOW}",
+        _UNLESS_SEEN,
         "death within the window without onset is negative (counted)",
     ),
     TaskFamily(
@@ -59,7 +62,7 @@ TASK_FAMILIES = (
         "binary", _LANDMARK,
         "death lies in (t, t + D days]",
         "minimum_age_years; dead",
-        f"negatives are {_WINDOW}",
+        f"survivors are {_WINDOW}",
         "is the event",
     ),
     TaskFamily(
@@ -83,7 +86,7 @@ TASK_FAMILIES = (
         "binary", "every hospital stay, at discharge",
         "a new stay begins in (t, t + D days], planned or not; transfers are no new stay",
         f"{_STAY}; stays ended by death",
-        f"negatives are {_WINDOW}",
+        _UNLESS_SEEN,
         "death within the window without readmission is negative (counted)",
     ),
     TaskFamily(
@@ -101,7 +104,7 @@ TASK_FAMILIES = (
         "phenotypes with a matching code in (t, t + DAYS], recorded for the first time or again; DAYS is the file's "
         "(365) unless written",
         "minimum_age_years; dead",
-        _WINDOW,
+        "observed to the end of the window or dead in it, else left out",
         "an example that dies within the window keeps what was recorded until then (counted)",
     ),
     TaskFamily(
@@ -119,7 +122,9 @@ SHARED_RULES = (
     "Events of one day that carry its midnight (dates without time of day) are known at a prediction on that day, "
     "at its end; a window begins the next day.",
     "A subject is observed until the last event, death included, or metadata/observation.parquet's observation_end, "
-    "whichever is later. A window that reaches beyond that is censored; the absence of an event says nothing.",
+    "whichever is later. A window that reaches beyond that is censored; the absence of an event says nothing. "
+    "Where follow-up ends at a stated observation_end, censored rows are left out whatever their label; where it ends "
+    "with an event, positives stay. Whoever dies in the window is known to its end.",
     "Alive at t: neither death nor a discharge code of a death in hospital at or before t. Of age; "
     "subjects of unknown age are left out unless minimum_age_years (18) is 0.",
 )
@@ -153,7 +158,14 @@ def _onset(name: str, found: re.Match[str]) -> Task:
 
 
 def _time_to(name: str, found: re.Match[str]) -> Task:
-    codes = () if found["codes"].strip() == "death" else _patterns(found["codes"])
+    codes = _patterns(found["codes"])
+    if codes == ("death",):
+        codes = ()
+    elif "death" in codes:
+        raise ConfigError(
+            "death stands alone in a time_to task", got=name[:200], expected="time_to:death, or codes",
+            remedy="death competes with codes by itself",
+        )  # fmt: skip
     return TimeToTask(name, codes, _days(found["days"]) if found["days"] else None)
 
 
@@ -162,7 +174,7 @@ def _phenotype(name: str, found: re.Match[str]) -> Task:
     return PhenotypeTask(name, phenotypes, _days(found["days"]) if found["days"] else phenotypes.horizon_days)
 
 
-_DAYS = r"(?P<days>[1-9]\d*)"
+_DAYS = r"(?P<days>[1-9][0-9]*)"
 _CODES = r"(?P<codes>(?:[^@,|]*[^@,|\s][^@,|]*)(?:,[^@,|]*[^@,|\s][^@,|]*)*)"
 _READERS: tuple[tuple[str, Callable[[str, re.Match[str]], Task]], ...] = (
     (f"onset:{_CODES}@{_DAYS}", _onset),
@@ -180,7 +192,8 @@ def parse_task(name: str) -> Task:
     """Read a task's name as `TASK_FAMILIES` lists them, or one of `NAMED_TASKS`.
 
     Raises:
-        ConfigError: none of them, a number of days outside 1 to `MAX_DAYS`, or a set of phenotypes that cannot be read.
+        ConfigError: none of them, a number of days outside 1 to `MAX_DAYS`, death among codes, or a set of phenotypes
+            that cannot be read.
 
     >>> parse_task("onset:ICD10CM//I50,ICD10CM//I11.0@365")
     OnsetTask(name='onset:ICD10CM//I50,ICD10CM//I11.0@365', codes=('ICD10CM//I50', 'ICD10CM//I11.0'), horizon_days=365)

@@ -32,16 +32,19 @@ class StayCodes:
 
 STAY_CODES = (
     StayCodes(
-        "synthetic records, OMOP visit concepts IP and ERIP, and others with these codes",
+        "synthetic records, and datasets made elsewhere with these codes (OMOP visit concepts IP and ERIP among them)",
         ("VISIT//inpatient", "VISIT//IP", "VISIT//ERIP", "VISIT//9201", "VISIT//262", "ADMISSION"),
         ("DISCHARGE",),
         ("DISCHARGE//died",),
     ),
     StayCodes(
-        "MIMIC in the MEDS convention",
+        "MIMIC in the MEDS convention; MIMIC-IV and OMOP (visit concepts 9201, 262, 8717) from `ehrseq import`",
         ("HOSPITAL_ADMISSION",),
         ("HOSPITAL_DISCHARGE",),
-        ("HOSPITAL_DISCHARGE//DIED", "HOSPITAL_DISCHARGE//DEAD/EXPIRED"),
+        (
+            "HOSPITAL_DISCHARGE//DIED", "HOSPITAL_DISCHARGE//DEAD/EXPIRED", "HOSPITAL_DISCHARGE//SNOMED//397709008",
+            "HOSPITAL_DISCHARGE//SNOMED//419099009", "HOSPITAL_DISCHARGE//OMOP//4216643",
+        ),
     ),
     StayCodes(
         "UCI Diabetes 130-US hospitals",
@@ -50,7 +53,7 @@ STAY_CODES = (
         ("UCI_DISCHARGE//11", "UCI_DISCHARGE//19", "UCI_DISCHARGE//20", "UCI_DISCHARGE//21"),
         gaps_known=False,
     ),
-)
+)  # fmt: skip
 
 
 def find_stays(events: pl.DataFrame, deaths: pl.DataFrame) -> pl.DataFrame:

@@ -56,9 +56,10 @@ def split_by_time(
         The rows that stay, and the manifest with `temporal`, two more steps of the flow, and new counts per split.
 
     Raises:
-        ConfigError: `test_after` lies before `train_before`, or the horizon is unknown or negative.
+        ConfigError: `test_after` lies before `train_before`, or the horizon is unknown, negative or shorter than
+            the manifest's.
         LabelError: the dataset's dates are no calendar dates, a subject is in no split, the labels were cut by time
-            before, a split is left without rows, or nothing was left out.
+            before, durations are longer than the horizon, a split is left without rows, or nothing was left out.
     """
     if (note := dates_note(dataset.manifest)) is not None:
         raise LabelError(
@@ -73,11 +74,23 @@ def split_by_time(
             "testing would begin before training ends", got=f"{test_after.date()} before {train_before.date()}",
             expected="--test-after on or after --train-before",
         )  # fmt: skip
-    horizon = manifest.get("horizon_days") if horizon_days is None else horizon_days
+    stated = manifest.get("horizon_days")
+    horizon = stated if horizon_days is None else horizon_days
     if not isinstance(horizon, int) or horizon < 0:
         raise ConfigError(
             "the length of the label window is unknown", got=horizon, expected="days, 0 or more",
             remedy="pass --horizon-days: outcomes must be known before --train-before",
+        )  # fmt: skip
+    if isinstance(stated, int) and horizon < stated:
+        raise ConfigError(
+            "--horizon-days is shorter than the label window", got=horizon, expected=f"{stated} days or more",
+            remedy="leave it out: outcomes must be known before --train-before",
+        )  # fmt: skip
+    longest = labels["float_value"].max() if manifest.get("kind") == "survival" else None
+    if isinstance(longest, float) and longest > horizon:
+        raise LabelError(
+            "durations run past the label window", got=f"{longest:.0f} days", expected=f"{horizon} days or fewer",
+            remedy="build a task that follows so long only, such as time_to:CODE@DAYS",
         )  # fmt: skip
     rows = labels.join(dataset.subject_splits(), on="subject_id", how="left", maintain_order="left")
     if strangers := rows["split"].null_count():
@@ -121,14 +134,19 @@ def _range_of(rows: pl.DataFrame) -> str:
 
 
 def _step(step: str, rows: pl.DataFrame) -> dict[str, Any]:
-    return {"step": step, "rows": len(rows), "subjects": rows["subject_id"].n_unique()}
+    return {"step": step, **_sizes(rows)}
+
+
+def _sizes(rows: pl.DataFrame) -> dict[str, int]:
+    """Examples, each once however many categories it has, and their subjects."""
+    return {"rows": rows.n_unique(["subject_id", "prediction_time"]), "subjects": rows["subject_id"].n_unique()}
 
 
 def _counts(rows: pl.DataFrame) -> dict[str, dict[str, int]]:
     found = {}
     for split in SPLITS:
         part = rows.filter(split=split)
-        found[split] = {"rows": len(part), "subjects": part["subject_id"].n_unique()}
+        found[split] = _sizes(part)
         if part["boolean_value"].null_count() == 0:
             found[split]["positives"] = int(part["boolean_value"].sum())
     return found

@@ -87,13 +87,13 @@ def landmarks(person, rules, risk=lambda t: True):
 
 
 def window(person, t, days, event):
-    """True, False, or None where follow-up ends first."""
+    """True, False, or None where nobody can know, or where knowing depends on the answer."""
     end = t + days * DAY
-    if event is not None and event <= end:
-        return True
+    came = event is not None and event <= end
     if person.observed_until >= end or (person.death is not None and person.death <= end):
-        return False
-    return None
+        return came
+    stated = person.end is not None and person.observed_until == person.end
+    return True if came and not stated else None
 
 
 def onset(person, rules, prefixes, days):

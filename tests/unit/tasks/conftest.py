@@ -9,7 +9,7 @@ from ehrsequencing.tasks.cohorts import build_labels, parse_task
 
 @pytest.fixture(scope="session")
 def clean(tmp_path_factory) -> World:
-    """1,000 synthetic subjects; about a seventh of their labels are positive."""
+    """1,000 synthetic subjects and about 1,200 labels, a seventh of them positive."""
     root = tmp_path_factory.mktemp("audited")
     synthesise(root / "meds", subjects=1000, seed=5, workers=1)
     prepare(root / "meds", root / "store")

@@ -7,8 +7,8 @@ from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.splits import split_of
 
 
-def write_dataset(path, rows, ends=None, kinds=None, parents=None):
-    """Rows of (subject, time, code, visit); `ends` of observation by subject; `kinds`, `parents` by code."""
+def write_dataset(path, rows, ends=None, kinds=None, parents=None, notes=()):
+    """Rows of (subject, time, code, visit); `ends` of observation by subject; `kinds`, `parents` by code; `notes`."""
     frame = pl.DataFrame(
         rows,
         schema={"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "visit_id": pl.Int64},
@@ -30,5 +30,5 @@ def write_dataset(path, rows, ends=None, kinds=None, parents=None):
             )
             (writer.folder / "metadata").mkdir()
             observation.write_parquet(writer.folder / "metadata/observation.parquet")
-        writer.finish(codes, source="test", options={}, notes=[])
+        writer.finish(codes, source="test", options={}, notes=list(notes))
     return MedsDataset.open(path)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+import numpy as np
 import polars as pl
 import pytest
 from small_datasets import write_dataset
@@ -87,6 +88,7 @@ def test_codes_without_a_visit_are_paired_in_order():
     ("admission", "discharge"),
     [
         ("HOSPITAL_ADMISSION//EW EMER.//EMERGENCY ROOM", "HOSPITAL_DISCHARGE//HOME"),
+        ("HOSPITAL_ADMISSION//VISIT//ERIP", "HOSPITAL_DISCHARGE//UNKNOWN"),
         ("VISIT//IP", "DISCHARGE//UNK"),
         ("VISIT//9201", "DISCHARGE"),
         ("ADMISSION//URGENT", "DISCHARGE//home"),
@@ -131,6 +133,13 @@ def test_death_in_a_stay():
     assert stays(*stay(1, 0, 2.25), (1, 2.75, "MEDS_DEATH")) == [(0, 2.25, True)], "the day of discharge"
     assert stays(*stay(1, 0, 2.25), (1, 3, "MEDS_DEATH")) == [(0, 2.25, False)], "the day after"
     assert stays(*stay(1, 0.5, 2), (1, 0, "MEDS_DEATH")) == [(0.5, 2, True)], "a date of death without time of day"
+
+
+@pytest.mark.parametrize("code", [code for row in STAY_CODES for code in row.died])
+def test_every_code_of_a_death_in_hospital(code):
+    admission = next(row.admission[0] for row in STAY_CODES if code in row.died)
+    way_out = () if code.startswith(("DISCHARGE", "HOSPITAL")) else ((1, 5, "UCI_TIME_IN_HOSPITAL", 7),)
+    assert stays((1, 3, admission, 7), (1, 5, code, 7), *way_out) == [(3, 5, True)]
 
 
 def test_a_stay_without_discharge_ends_with_death_before_any_other():
@@ -178,6 +187,13 @@ def test_follow_up_of_readmission(tmp_path):
     assert readmission(tmp_path, rows, ends={1: at(32.9)})[0] == []
     assert readmission(tmp_path, rows, ends={1: at(33)})[0] == [(3, False)]
     assert readmission(tmp_path, [*rows, (1, 33, "A")])[0] == [(3, False)]
+
+
+def test_a_readmission_past_a_stated_end_is_left_out(tmp_path):
+    rows = [*stay(1, 0, 3), *stay(1, 10, 12)]
+    assert readmission(tmp_path, rows, ends={1: at(32.9)})[0] == []
+    assert readmission(tmp_path, rows, ends={1: at(33)})[0] == [(3, True)]
+    assert readmission(tmp_path, rows, ends={1: at(11)})[0] == [(3, True)], "the last event ends follow-up"
 
 
 def test_a_source_whose_gaps_are_made_up_has_no_readmission(tmp_path):
@@ -256,6 +272,66 @@ DYING = [(900, 0, "A"), (900, 4, "MEDS_DEATH"), (901, 0, "A"), (901, 400, "A")]
 @pytest.mark.parametrize(("death", "expected"), [(0, []), (0.1, [(0, True)]), (30, [(0, True)]), (30.1, [(0, False)])])
 def test_death_within_days(tmp_path, death, expected):
     assert asked(tmp_path, [(1, 0, "A"), (1, death, "MEDS_DEATH")], "mortality_30d", LANDMARKS, DYING)[0] == expected
+
+
+ONSETS = [(900, 0, "A"), (900, 5, "HF"), (900, 99, "A"), (901, 0, "A"), (901, 99, "A")]
+
+
+@pytest.mark.parametrize(
+    ("after", "end", "expected"),
+    [
+        ([(5, "HF")], 29.9, None),  # observation ends a moment early: out, with the event as without it
+        ([(5, "B")], 29.9, None),
+        ([(5, "HF")], 30, True),
+        ([(5, "B")], 30, False),
+        ([(5, "HF")], 5, None),  # the event is the last thing seen, and the end is stated
+        ([(5, "HF")], 4.9, True),  # an event after the stated end ends follow-up
+        ([(5, "HF")], None, True),
+        ([(5, "B")], None, None),
+        ([(5, "HF"), (9, "MEDS_DEATH")], 12, True),  # the dead are known to the window's end
+        ([(5, "B"), (9, "MEDS_DEATH")], 12, False),
+        ([(5, "HF"), (9, "MEDS_DEATH")], 9, True),
+        ([(5, "B"), (40, "MEDS_DEATH")], 12, False),  # death after the window, later than the stated end
+    ],
+)
+def test_windows_past_the_end_of_observation(tmp_path, after, end, expected):
+    rows = [(1, 0, "A"), *((1, day, code) for day, code in after)]
+    ends = None if end is None else {1: at(end)}
+    got, manifest = asked(tmp_path, rows, "onset:HF@30", CohortRules(0, 10_000, 0), ONSETS, ends)
+    assert got == ([] if expected is None else [(0, expected)])
+    flow = {row["step"]: row["rows"] for row in manifest["flow"]}
+    codes = [code for _, code in after]
+    assert flow["excluded: censored within the window"] == (expected is None)
+    out = flow["of them with the event before the stated end of observation"]
+    assert out == (expected is None and "HF" in codes)
+    outlived = flow["of the labelled, died before a stated end that the window passes"]
+    assert outlived == ((9, "MEDS_DEATH") in after and end == 12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_is_asked_does_not_depend_on_the_outcome(tmp_path, seed):
+    """With every end stated, the rows before an onset are those of the same record without it."""
+    rng = np.random.default_rng(seed)
+    rows, onset, ends = [], {}, {}
+    for subject in range(1, 200):
+        days = np.sort(rng.integers(0, 90, rng.integers(2, 9))).tolist()
+        rows += [(subject, day, "B") for day in days]
+        if rng.random() < 0.6:
+            onset[subject] = days[rng.integers(1, len(days))]
+        if rng.random() < 0.2:
+            rows.append((subject, days[-1] + int(rng.integers(1, 20)), "MEDS_DEATH"))
+        ends[subject] = at(max(day for one, day, _ in rows if one == subject) + int(rng.integers(0, 60)))
+    ill = [(s, day, "HF" if day == onset.get(s) else code) for s, day, code in rows]
+    every = CohortRules(0, 7, 0)
+
+    def keys(records):
+        labels, _ = build_labels(write_dataset(tmp_path / "d", events([*records, *ONSETS]), ends), "onset:HF@30", every)
+        mine = labels.filter(pl.col("subject_id") < 900)
+        return set(mine.select("subject_id", "prediction_time").rows()), int(mine["boolean_value"].sum())
+
+    (with_onset, positive), (without, none) = keys(ill), keys(rows)
+    assert with_onset == {(s, t) for s, t in without if s not in onset or t < at(onset[s])}
+    assert positive > 10 and none == 0
 
 
 def test_a_visit_that_ends_in_death_is_not_asked(tmp_path):

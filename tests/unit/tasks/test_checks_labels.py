@@ -33,14 +33,22 @@ def test_a_window_that_ends_with_follow_up_is_seen(clean):
     finding = at(clean, subject, end - 730 * DAY + 1).only("follow-up")
     assert finding.got == f"1 of {len(clean.labels) + 1:,} labels, of 1 subjects"
     assert finding.subjects == (subject,)
-    assert at(clean, subject, end - 730 * DAY + 1, positive=True).found("follow-up") == []
+
+
+def test_a_positive_past_the_stated_end_is_chosen_by_its_outcome(clean):
+    subject, end = alive(clean)
+    assert at(clean, subject, end - 730 * DAY, positive=True).found("follow-up") == []
+    finding = at(clean, subject, end - 730 * DAY + 1, positive=True).only("follow-up", "warning")
+    assert finding.what == "positive labels' windows run past the stated end of observation"
+    assert finding.subjects == (subject,)
 
 
 def test_the_dead_are_followed_to_their_end(clean):
     split = clean.store.split("train")
     dead = np.flatnonzero(split.death_time != STATIC_TIME)[0]
     subject, death = int(split.subject_id[dead]), int(split.death_time[dead])
-    assert at(clean, subject, death - 10 * DAY).found("follow-up") == []
+    for positive in (False, True):
+        assert at(clean, subject, death - 10 * DAY, positive).found("follow-up") == []
 
 
 def test_what_the_source_followed_is_not_checked(clean):
@@ -86,7 +94,7 @@ def test_durations_end_with_follow_up(clean):
     for status in (0, 1):
         finding = survival(clean, -1, status).only("follow-up")
         assert finding.what == "durations run past the end of follow-up"
-        assert finding.got.startswith(f"{len(clean.labels):,} of {len(clean.labels):,} labels")
+        assert finding.got.startswith("{0:,} of {0:,} labels".format(len(clean.labels)))
 
 
 def test_a_multilabel_row_is_followed_to_the_end_whatever_it_names(clean):
@@ -111,8 +119,10 @@ def test_a_class_missing_in_a_split(clean):
     positive = held.filter("boolean_value")
     without = clean.with_labels(clean.labels.join(positive, on=["subject_id", "prediction_time"], how="anti"))
     finding = without.only("one-class")
-    left = len(held) - len(positive)
-    assert (finding.what, finding.got) == ("split held_out has one class", f"0 positives of {left} labels")
+    assert (finding.what, finding.got) == (
+        "split held_out has one class",
+        f"0 positives of {len(held) - len(positive)} labels",
+    )
     one = clean.labels.join(positive.tail(-1), on=["subject_id", "prediction_time"], how="anti")
     assert clean.with_labels(one).found("one-class") == []
     negative = held.filter(~pl.col("boolean_value"))

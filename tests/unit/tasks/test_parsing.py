@@ -56,6 +56,9 @@ def test_horizon_of_phenotypes():
         "", "onset:@365", "onset:I50", "onset:I50@0", "onset:I50@-1", "onset:I50,@9", "onset: ,I50@9", "death@30",
         "mortality_30", "mortality_0d", "readmission_d", "readmission_30d ", "los_over_3", "time_to:", "time_to:@30",
         "time_to:I50|death", "onset:I50|I11@30", "phenotype:", "next_visit_codes@3", "onset:a@b@30",
+        "Readmission_30d", "readmission_030d", "readmission_3\u0663d", "readmission_30.5d", "mortality_-1d",
+        "onset:I50@3.5",
+        "mortality_inpatient_30d", "los_over_0d", "next_visit", "time_to:death@0", "mortality_30d\n", "heart_failure",
     ],
 )  # fmt: skip
 def test_unknown_tasks(name):
@@ -76,6 +79,12 @@ def test_horizons_out_of_range(pattern, days):
 def test_a_horizon_of_phenotypes_out_of_range():
     with pytest.raises(ConfigError, match="horizon of task phenotype:common@36501 is out of range"):
         parse_task("phenotype:common@36501")
+
+
+@pytest.mark.parametrize("name", ["time_to:death,I50", "time_to:I50, death@30"])
+def test_death_is_no_code(name):
+    with pytest.raises(ConfigError, match=rf"death stands alone in a time_to task; got {name}; expected time_to:death"):
+        parse_task(name)
 
 
 def test_the_document_holds_the_table():

@@ -104,6 +104,7 @@ def test_dates_that_are_none_are_refused_by_the_datasets_note(tmp_path, notes):
         ({}, {}, "length of the label window is unknown.*--horizon-days"),
         ({"horizon_days": None}, {}, "label window is unknown"),
         ({}, {"horizon_days": -1}, "label window is unknown; got -1"),
+        ({"horizon_days": 30}, {"horizon_days": 29}, "shorter than the label window; got 29; expected 30 days or more"),
         ({}, {"horizon_days": 3, "test_after": CUT - days(1)}, "testing would begin before training ends"),
     ],
 )
