@@ -238,15 +238,14 @@ def _write_block(task: _Task) -> tuple[int, BlockStatistics, pl.DataFrame]:
             part = frame.filter(pl.col("subject_id").is_in(chosen.tolist()))
             task.writer.write_events(split, task.number, part)
     task.writer.write_file(f"latent/{task.number}.npz", latent_bytes(model, task.first, paths))
-    end = np.where(
-        np.isnan(death := death_minutes(paths, visits)), paths.steps * DAYS_PER_STEP * MINUTES_PER_DAY, death
-    )
+    # The end of the study, for the dead as well: an end at death would depend on health.
+    end = paths.steps * DAYS_PER_STEP * MINUTES_PER_DAY
     start = entry_days(paths.static) * MINUTES_PER_DAY
     observed = pl.DataFrame(
         {
             "subject_id": ids,
             "observation_start": pl.Series(start * 60_000_000).cast(pl.Datetime("us")),
-            "observation_end": pl.Series((start + end.astype(np.int64)) * 60_000_000).cast(pl.Datetime("us")),
+            "observation_end": pl.Series((start + end) * 60_000_000).cast(pl.Datetime("us")),
         }
     )
     return task.count, BlockStatistics.of(model, frame, paths, visits), observed

@@ -264,9 +264,10 @@ def first_after(rows: pl.DataFrame, times: pl.DataFrame, name: str) -> pl.DataFr
 def binary_within(rows: pl.DataFrame, horizon_days: int, flow: Flow) -> pl.DataFrame:
     """Binary labels of `event_at` within (t, t + horizon]; censored rows are left out and counted.
 
-    A window that passes a stated end of observation is left out whatever the label, or the rows at the end would be
-    chosen by their outcome. Where follow-up ends with the last event, the outcome itself prolongs it, so that leaving
-    out its positives would choose by outcome, too: they stay. So do subjects who die within the window.
+    A window that passes a stated end of observation is left out whatever the label and whoever died before that end,
+    or the rows at the end would be chosen by their outcome. Where follow-up ends with the last event, the outcome
+    itself prolongs it, so that leaving out its positives would choose by outcome, too: they stay. So does a subject
+    whose observation ends with death.
 
     Args:
         rows: Also columns `event_at` (null where it never comes), `death`, `observed_until`, `end_stated`.
@@ -280,14 +281,13 @@ def binary_within(rows: pl.DataFrame, horizon_days: int, flow: Flow) -> pl.DataF
         observed=pl.col("observed_until") >= end,
     )
     positive, died = pl.col("boolean_value"), pl.col("died_within")
-    known = pl.col("observed") | died | (positive & ~pl.col("end_stated"))
+    outlived = pl.col("end_stated") & (pl.col("death") < pl.col("observed_until")).fill_null(False)
+    known = pl.col("observed") | (died & ~outlived) | (positive & ~pl.col("end_stated"))
     flow.add(CENSORED_WITHIN, rows.filter(~known))
     flow.add("of them with the event before the stated end of observation", rows.filter(~known & positive))
     rows = rows.filter(known)
     count_binary(rows, flow)
     flow.add("negative that died within the window", rows.filter(~positive & died))
-    outlived = died & pl.col("end_stated") & ~pl.col("observed") & (pl.col("death") < pl.col("observed_until"))
-    flow.add("of the labelled, died before a stated end that the window passes", rows.filter(outlived))
     return rows.select("subject_id", "prediction_time", "boolean_value")
 
 
