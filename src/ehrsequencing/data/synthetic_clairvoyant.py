@@ -23,6 +23,7 @@ from ehrsequencing.data.synthetic_emission import (
     group_key,
     panel_members,
     split_key,
+    value_bins,
 )
 from ehrsequencing.data.synthetic_events import MINUTES_PER_DAY, Trajectories, Visits, plan_visits
 from ehrsequencing.data.synthetic_model import Model, load_model
@@ -33,10 +34,12 @@ from ehrsequencing.errors import ConfigError, DataError
 NAME = "clairvoyant emission bound (approximate: codes of a visit taken as independent given the state)"
 REPLICATES = 256
 """Times that each visit is emitted again."""
-BLOCK = 50
+BLOCK = 250
 """Subjects at a time."""
 UNIGRAM_SHARE = 1e-3
 """Share of every prediction that goes to the unigram, so that no code is impossible."""
+_NEGLIGIBLE = 1e-4
+"""Labs less likely than this take the distribution of values in train."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,6 @@ class _Reader:
         share[numeric, 0], share[~numeric, 1:] = 0, 0
         self.share = share / share.sum(1, keepdims=True)
         self.panels = [members for members in panel_members(model).values() if len(members) > 1]
-        self.lab = np.full(len(model.book.codes), -1, dtype=np.int64)
-        self.lab[[model.book.index(lab.code) for lab in model.labs]] = np.arange(len(model.labs))
 
 
 def _block(
@@ -140,16 +141,10 @@ def _block(
     is_hidden = np.isin(rows, hidden)
     asked = np.unique(group[is_hidden])
     dated = asked[keys[asked] >= 0]
-    measured = np.flatnonzero(is_hidden & (visit >= 0) & (reader.lab[code] >= 0))
-    emission = emit_again(
-        Recorder(model, paths, visits),
-        Groups(*split_key(keys[dated]), reader.lab[code[measured]], np.searchsorted(dated, group[measured])),
-        reader.values,
-        replicates,
-    )
-    bins = dict(zip(measured.tolist(), emission.bins, strict=True))
+    groups, real = Groups(*split_key(keys[dated])), Recorder(model, paths, visits)
+    emission = emit_again(real, groups, replicates)
     ends = np.searchsorted(group[order], np.arange(len(keys) + 1))
-    results = np.zeros((4, len(rows)))
+    told = np.empty((len(rows), len(model.book.codes)), dtype=np.float32)
     for number in asked:
         members = order[ends[number] : ends[number + 1]]
         codes, veiled = code[members], is_hidden[members]
@@ -158,13 +153,21 @@ def _block(
         else:
             at = int(np.searchsorted(dated, number))
             refill = float(emission.refill[at])
-            chance, prior = emission.chance[: 1 + (refill > 0), at], np.array([1 - refill, refill])[: 1 + (refill > 0)]
-        told = identify(complete_panels(chance, codes, veiled, reader.panels), prior, codes, veiled)
-        for row, of_code in zip(members[veiled], told, strict=True):
-            share = reader.share.copy()
-            if row in bins:
-                share[code[row]] = bins[row]
-            results[:, row] = _score(reader, of_code[:, None] * share, int(cell[row]))
+            layers = 1 + (refill > 0)
+            chance, prior = emission.chance[:layers, at], np.array([1 - refill, refill])[:layers]
+        told[members[veiled]] = identify(complete_panels(chance, codes, veiled, reader.panels), prior, codes, veiled)
+    # Every lab that may stand there has its own values, or the sharper ones would give the hidden lab away.
+    labs = [model.book.index(lab.code) for lab in model.labs]
+    guessed, lab = np.nonzero(told[is_hidden][:, labs] > _NEGLIGIBLE)
+    guessed = np.flatnonzero(is_hidden)[guessed]
+    bins = value_bins(real, groups, np.searchsorted(dated, group[guessed]), lab, reader.values, replicates)
+    ends = np.searchsorted(guessed, np.arange(len(rows) + 1))
+    results = np.zeros((4, len(rows)))
+    for row in np.flatnonzero(is_hidden):
+        share = reader.share.copy()
+        own = slice(ends[row], ends[row + 1])
+        share[np.array(labs)[lab[own]]] = bins[own]
+        results[:, row] = _score(reader, told[row][:, None] * share, int(cell[row]))
     loss, correct, confidence, top10 = results[:, is_hidden]
     return loss, correct > 0, confidence, top10 > 0
 

@@ -6,6 +6,7 @@ shows is drawn anew.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -60,13 +61,10 @@ class Groups:
     Attributes:
         visit: int64 [groups], rows of the visits.
         minute: int64 [groups], from the visit's start; groups ascend by visit and minute.
-        lab, of: int64 [values]; number of a lab whose value is asked, and its group.
     """
 
     visit: np.ndarray
     minute: np.ndarray
-    lab: np.ndarray
-    of: np.ndarray
 
     @property
     def key(self) -> np.ndarray:
@@ -81,12 +79,10 @@ class Emission:
     Attributes:
         chance: Float [2, groups, codes of the book]; P(code is shown), at visits without and with a refill of drugs.
         refill: Float [groups]; P(refill).
-        bins: Float [values, 1 + bins]; distribution of the bin of each asked value.
     """
 
     chance: np.ndarray
     refill: np.ndarray
-    bins: np.ndarray
 
 
 def group_key(visit: np.ndarray, minute: np.ndarray) -> np.ndarray:
@@ -173,50 +169,42 @@ def _weights(model: Model) -> np.ndarray:
     return weights
 
 
-def emit_again(real: Recorder, groups: Groups, values: ValueStatistics, replicates: int) -> Emission:
+def _replicates(real: Recorder, visit: np.ndarray, groups: np.ndarray, replicates: int) -> Iterator[_Again]:
+    """The visits emitted again, as many replicates at a time as memory allows, one after the other."""
+    chunk = max(1, COLUMNS // max(len(visit), 1))
+    for first in range(0, replicates if len(visit) else 0, chunk):
+        number = np.arange(first, min(first + chunk, replicates))
+        of = np.tile(visit, len(number))
+        keys = derive(derive(real.visits.keys[of], _FRESH_LEVEL), np.repeat(number, len(visit)))
+        yield _Again(real, of, keys, groups)
+
+
+def emit_again(real: Recorder, groups: Groups, replicates: int) -> Emission:
     """Estimate what visits show from as many emissions under fresh keys.
 
-    Rates are drawn towards those of groups of the same kind of visit and moment by the weight of one emission, bins
-    towards an even distribution.
+    Rates are drawn towards those of groups of the same kind of visit and moment, by the weight of one emission.
 
     Args:
         real: The record.
         groups: What is asked of it.
-        values: Bins of the labs.
         replicates: Emissions of each visit.
     """
     model, visits = real.model, real.visits
     asked, column = np.unique(groups.visit, return_inverse=True)
     width = len(model.book.codes) + len(item_names(model))
-    counts = np.zeros(3 * len(groups.visit) * width)
-    refills = np.zeros(len(asked))
-    bins = np.ones((len(groups.lab), 1 + values.bins))
-    bins[:, 0] = LEAST
-    rows = values.rows([lab.code for lab in model.labs], [lab.unit or "" for lab in model.labs])
-    again_at = groups.minute[groups.of] > 0
-    chunk = max(1, COLUMNS // max(len(asked), 1))
-    for first in range(0, replicates if len(asked) else 0, chunk):
-        number = np.arange(first, min(first + chunk, replicates))
-        of = np.tile(asked, len(number))
-        keys = derive(derive(visits.keys[of], _FRESH_LEVEL), np.repeat(number, len(asked)))
-        again = _Again(real, of, keys, groups.key)
+    counts, refills = np.zeros(3 * len(groups.visit) * width), np.zeros(len(asked))
+    for again in _replicates(real, asked, groups.key, replicates):
         again.run()
         counts += np.bincount(np.concatenate(again.cells), minlength=len(counts))
-        refills += (again.layer == 2).reshape(len(number), -1).sum(0)
-        for lab, repeat in sorted(set(zip(groups.lab.tolist(), again_at.tolist(), strict=True))):
-            of_lab = np.flatnonzero((groups.lab == lab) & (again_at == repeat))
-            where = (np.arange(len(number))[:, None] * len(asked) + column[groups.of[of_lab]]).ravel()
-            value = again.values(lab, where, int(repeat)).astype(np.float32)
-            found = values.bin(np.full(len(where), rows[lab]), value)
-            np.add.at(bins, (np.tile(of_lab, len(number)), found), 1)
+        refills += (again.layer == 2).reshape(-1, len(asked)).sum(0)
     shaped = counts.reshape(3, len(groups.visit), width)
     expected = shaped[..., : len(model.book.codes)] + shaped[..., len(model.book.codes) :] @ _weights(model)
-    refills = refills[column]
-    tries = np.stack([np.full(len(refills), replicates), replicates - refills, refills])
+    tries = np.stack([np.full(len(column), replicates), replicates - refills[column], refills[column]])
     stay = visits.end[groups.visit] - visits.start[groups.visit]
-    kind = visits.kind[groups.visit].astype(np.int64) * 8 + np.select(
+    moment = np.select(
         [groups.minute == 0, groups.minute == stay, groups.minute == stay - BEFORE_DISCHARGE], [0, 1, 2], 3
     )
+    kind = visits.kind[groups.visit].astype(np.int64) * 4 + moment
     rate = np.empty_like(expected)
     for one in np.unique(kind):
         alike = kind == one
@@ -224,7 +212,34 @@ def emit_again(real: Recorder, groups: Groups, values: ValueStatistics, replicat
         rate[:, alike] = (expected[:, alike] + common[:, None]) / (tries[:, alike, None] + 1)
     rate = rate.clip(0, 1)
     chance = 1 - (1 - rate[0]) * (1 - rate[1:])
-    at_hospital = visits.at_hospital[groups.visit]
-    return Emission(
-        chance.clip(LEAST, MOST), np.where(at_hospital, 0.0, REFILL_VISIT), bins / bins.sum(1, keepdims=True)
-    )
+    return Emission(chance.clip(LEAST, MOST), np.where(visits.at_hospital[groups.visit], 0.0, REFILL_VISIT))
+
+
+def value_bins(
+    real: Recorder, groups: Groups, of: np.ndarray, lab: np.ndarray, values: ValueStatistics, replicates: int
+) -> np.ndarray:
+    """Distribution of the bin that labs would show if measured, float [asked, 1 + bins].
+
+    Bins are drawn towards an even distribution by the weight of one emission.
+
+    Args:
+        real, groups, replicates: As `emit_again` takes them.
+        of: int64 [asked], number of the group.
+        lab: int64 [asked], number of the lab.
+        values: Bins of the labs.
+    """
+    labs = real.model.labs
+    rows = values.rows([one.code for one in labs], [one.unit or "" for one in labs])
+    bins = np.full((len(of), 1 + values.bins), 1 / values.bins)
+    bins[:, 0] = 0
+    asked, column = np.unique(groups.visit[of], return_inverse=True)
+    late = groups.minute[of] > 0
+    for again in _replicates(real, asked, groups.key, replicates):
+        again.ring = again.cycle_places(np.arange(len(again.of)))
+        for number, repeat in sorted(set(zip(lab.tolist(), late.tolist(), strict=True))):
+            some = np.flatnonzero((lab == number) & (late == repeat))
+            where = (np.arange(0, len(again.of), len(asked))[:, None] + column[some]).ravel()
+            value = again.values(number, where, int(repeat))
+            found = values.bin(np.full(len(where), rows[number]), value)
+            np.add.at(bins, (np.tile(some, len(where) // len(some)), found), 1)
+    return bins / bins.sum(1, keepdims=True)
