@@ -15,7 +15,7 @@ import numpy as np
 from ehrsequencing.data.synthetic_filter import Chain, Signals
 from ehrsequencing.errors import ConfigError, DataError
 
-PARTICLES, ISLANDS = 1_024, 16
+PARTICLES, ISLANDS = 2_048, 8
 COLUMNS = 400_000
 """Particles of all subjects that are followed at a time, about 100 MB."""
 
