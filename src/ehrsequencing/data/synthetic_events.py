@@ -170,7 +170,9 @@ def collect(
         "known_midway": (np.bool_, conditions), "drug_midway": (np.bool_, drugs), "memory": (np.uint8, len(MEMORY)),
         "visit": (np.uint8, 0), "cause": (np.uint8, 0), "alive": (np.bool_, 0),
     }  # fmt: skip
-    found = {name: np.empty((length, n, *([width] * (width > 0))), dtype) for name, (dtype, width) in shapes.items()}
+    found: dict[str, np.ndarray] = {
+        name: np.empty((length, n, *([width] * (width > 0))), dtype) for name, (dtype, width) in shapes.items()
+    }
     for row, now in enumerate(rows):
         for name, array in found.items():
             array[row] = getattr(now, name).T
