@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import starmap
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -34,6 +34,7 @@ from ehrsequencing.data.synthetic_filter import (
 )
 from ehrsequencing.data.synthetic_forward import imagine, stand, steps_ahead
 from ehrsequencing.data.synthetic_model import Model, load_model
+from ehrsequencing.data.synthetic_particles import ISLANDS, filter_particles, standard_error
 from ehrsequencing.data.synthetic_random import subject_keys
 from ehrsequencing.errors import ConfigError, DataError, LabelError
 from ehrsequencing.io import hash_bytes, write_bytes
@@ -41,6 +42,7 @@ from ehrsequencing.io import hash_bytes, write_bytes
 FUTURES = 1_000
 FOLDER = "oracle"
 _ROWS = 512
+Filter = Literal["exact", "particles"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def outcome_of(manifest: dict[str, Any], horizons_days: tuple[int, ...] = ()) ->
 
 def oracle_frame(
     dataset: MedsDataset, labels: pl.DataFrame, manifest: dict[str, Any], *, horizons_days: tuple[int, ...] = (),
-    futures: int = FUTURES, workers: int | None = None, cache: bool = True,
+    futures: int = FUTURES, filter: Filter = "exact", workers: int | None = None, cache: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> pl.DataFrame:  # fmt: skip
     """What an oracle predicts for labelled rows of a synthetic dataset.
@@ -122,6 +124,7 @@ def oracle_frame(
         manifest: Of the labels.
         horizons_days: Instead of the manifest's.
         futures: Futures per row.
+        filter: How the attainable optimum is computed: exactly, or by the particles of `synthetic_particles`.
         workers: Processes; None takes one per core, at most 8. They do not change the result.
         cache: Keep the result in the dataset's folder `oracle/`, and take it from there.
         progress: Called with (rows done, rows).
@@ -129,21 +132,26 @@ def oracle_frame(
     Returns:
         One row per row of `labels` and in their order, for each horizon: `subject_id`, `prediction_time`,
         `horizon_days`, `ceiling` (P(outcome by the horizon | full state)), `ceiling_se` (its Monte-Carlo standard
-        error), `attainable` (P(outcome | history); NaN where there is no exact filter), `window_observed` (whether the
-        administrative end of observation leaves the whole window visible; labels of other rows depend on the outcome).
+        error), `attainable` (P(outcome | history); NaN where there is no filter), `attainable_se` (its Monte-Carlo
+        standard error; 0 for the exact filter), `window_observed` (whether the administrative end of observation leaves
+        the whole window visible; labels of other rows depend on the outcome).
 
     Raises:
-        ConfigError: see `outcome_of` and `Outcome.wanted`.
+        ConfigError: see `outcome_of` and `Outcome.wanted`; another filter.
         DataError: not realistic synthetic records of this release.
         LabelError: a subject or prediction time that is not in the records.
     """
+    if filter not in get_args(Filter):
+        raise ConfigError("unknown filter", got=filter, expected=" or ".join(get_args(Filter)))
     model = load_model()
-    seed = _seed_of(dataset, model)
+    seed = seed_of(dataset, model)
     outcome = outcome_of(manifest, horizons_days)
     wanted = outcome.wanted(model)
     rows = labels.select("subject_id", pl.col("prediction_time").cast(pl.Datetime("us")))
     ids, time = rows["subject_id"].to_numpy(), rows["prediction_time"].dt.timestamp("us").to_numpy()
-    name = hash_bytes(dataset.fingerprint.encode(), ids.tobytes(), time.tobytes(), repr(outcome).encode())[:20]
+    name = hash_bytes(dataset.fingerprint.encode(), ids.tobytes(), time.tobytes(), repr((outcome, filter)).encode())[
+        :20
+    ]
     file = dataset.path / FOLDER / f"{name}-{futures}.parquet"
     if cache and file.exists():
         return pl.read_parquet(file)
@@ -170,9 +178,11 @@ def oracle_frame(
         )  # fmt: skip
     width = max(r.alive.shape[1] for r in found)
     alive = np.concatenate([np.pad(r.alive, ((0, 0), (0, width - r.alive.shape[1]))) for r in found])
-    attainable = np.full(ceiling.shape, np.nan)
+    attainable, attainable_error = np.full(ceiling.shape, np.nan), np.full(ceiling.shape, np.nan)
     if (attack := outcome.attack(model)) is not None:
-        attainable = _attainable(model, dataset, attack, rows, entry, step, late, minutes, alive, outcome.horizons_days)
+        attainable, attainable_error = _attainable(
+            model, dataset, attack, filter, rows, entry, step, late, minutes, alive, outcome.horizons_days
+        )
     horizons = np.array(outcome.horizons_days)
     ends = minutes[:, None] + horizons * MINUTES_PER_DAY
     many = len(horizons)
@@ -184,6 +194,7 @@ def oracle_frame(
             "ceiling": ceiling.ravel(),
             "ceiling_se": error.ravel(),
             "attainable": attainable.ravel(),
+            "attainable_se": attainable_error.ravel(),
             "window_observed": (ends <= observed[:, None]).ravel(),
         }
     )
@@ -194,7 +205,8 @@ def oracle_frame(
     return frame
 
 
-def _seed_of(dataset: MedsDataset, model: Model) -> int:
+def seed_of(dataset: MedsDataset, model: Model) -> int:
+    """Seed of realistic synthetic records of this release; DataError for any others."""
     options, made = dataset.manifest.get("options", {}), dataset.manifest.get("model", {})
     if dataset.manifest.get("source") != "synthetic" or options.get("mode") != "realistic":
         raise DataError(
@@ -267,12 +279,14 @@ def _run(parts: list[tuple], processes: int) -> Iterator[_Found]:
 
 
 def _attainable(
-    model: Model, dataset: MedsDataset, attack: str, rows: pl.DataFrame, entry: np.ndarray, step: np.ndarray,
-    late: np.ndarray, minutes: np.ndarray, alive: np.ndarray, horizons: tuple[int, ...],
-) -> np.ndarray:  # fmt: skip
-    """P(attack coded by each horizon | history), float [rows, horizons]; `alive` [rows, steps] is the share of futures
-    in which the subject lives to see a step."""
-    safe = np.zeros((len(rows), 2))
+    model: Model, dataset: MedsDataset, attack: str, filter: Filter, rows: pl.DataFrame, entry: np.ndarray,
+    step: np.ndarray, late: np.ndarray, minutes: np.ndarray, alive: np.ndarray, horizons: tuple[int, ...],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """P(attack coded by each horizon | history) and its Monte-Carlo standard error, float [rows, horizons] each.
+
+    `alive` [rows, steps] is the share of futures in which the subject lives to see a step.
+    """
+    safe = np.zeros((1 if filter == "exact" else ISLANDS, len(rows), 2))
     chain = chain_of(model, attack)
     codes = [model.book.codes[index] for role in (f"dx/{attack}/1", *_SHOWN_BY[attack])
              for index in model.book.roles[role][0]]  # fmt: skip
@@ -293,11 +307,18 @@ def _attainable(
                     MAX_STEPS + 1,
                 )  # fmt: skip
                 at = of["row"].to_numpy()
-                _, safe[at] = filter_chain(chain, signals, of["subject"].to_numpy(), step[at], late[at])
-    first = attack_times(chain, safe, alive.shape[1]) * alive
+                asked_for = chain, signals, of["subject"].to_numpy(), step[at], late[at]
+                if filter == "exact":
+                    _, safe[0, at] = filter_chain(*asked_for)
+                else:
+                    safe[:, at] = filter_particles(*asked_for).islands[..., 2:]
     begins = (step[:, None] + np.arange(alive.shape[1])) * MINUTES_PER_STEP
     ends = minutes[:, None] + np.array(horizons) * MINUTES_PER_DAY
-    return np.stack([(first * coded_by(end[:, None] - begins)).sum(1) for end in ends.T], axis=1)
+    coded = np.stack([coded_by(end[:, None] - begins) for end in ends.T])
+    found = np.stack([np.einsum("rs,hrs->rh", attack_times(chain, one, alive.shape[1]) * alive, coded) for one in safe])
+    if filter == "exact":
+        return found[0], np.zeros_like(found[0])
+    return np.nanmean(found, axis=0), standard_error(found)
 
 
 _SHOWN_BY = {

@@ -54,8 +54,8 @@ PANELS: dict[str, tuple[float, float, float, dict[str, float]]] = {
     "complement": (0.6, 0.0, 0.0, {}),
 }
 """Chance of a panel at a clinic, emergency and hospital visit, and what each known condition adds at a clinic."""
-REPEATED_PANELS = ("metabolic",)
-"""Measured again before discharge of stays of three days and more."""
+REPEATED_PANELS, BEFORE_DISCHARGE = ("metabolic",), 180
+"""Measured again before discharge of stays of three days and more, and how many minutes before."""
 CHRONIC_CODED = {OUTPATIENT: 0.14, REMOTE: 0.14, EMERGENCY: 0.08, INPATIENT: 0.30}
 REFILL_VISIT, REFILL, HOSPITAL_REFILL = 0.16, 0.97, 0.25
 HISTORY_CODED = 0.08
@@ -68,6 +68,7 @@ DEATHS_IN_STAY = 0.7
 TRIGGERED_PROCEDURES = {"cad": 1, "heart_failure": 1, "afib": 1, "ckd": 4, "osteoarthritis": 3, "sleep_apnea": 1,
                         "breast_cancer": 1, "prostate_cancer": 1, "colorectal_cancer": 1, "lung_cancer": 1}  # fmt: skip
 """Conditions whose diagnosis, or step up at a visit, brings a procedure, and the level from which they do."""
+SPELL_CYCLE, RING_CYCLE = 0, 1
 _LAB, _TREAT, _DX, _PX, _PLAN, _PATTERN = 10_000, 20_000, 30_000, 40_000, 50_000, 60_000
 
 
@@ -208,8 +209,8 @@ def plan_visits(model: Model, paths: Trajectories) -> Visits:
     return Visits(*(column[order] for column in columns))
 
 
-class _Emitter:
-    """Collects the parts of `Events`."""
+class Emitter:
+    """Collects the parts of `Events`: methods are parts of the record, and `emit` calls them all."""
 
     def __init__(self, model: Model, paths: Trajectories, visits: Visits, wanted: np.ndarray | None) -> None:
         self.model, self.paths, self.visits, self.wanted = model, paths, visits, wanted
@@ -263,6 +264,15 @@ class _Emitter:
             return
         keys = self.static[self.visits.subject[where]] if personal else self.visits.keys[where]
         self.add(where, minute[where], self.choose(role, uniform(keys, stream)))
+
+    def run(self) -> None:
+        """All parts."""
+        self.encounters()
+        self.diagnoses()
+        self.treatments(self.minor())
+        self.procedures()
+        self.measurements()
+        self.patterns()
 
     # Parts -----------------------------------------------------------------------------------------------------
 
@@ -342,13 +352,15 @@ class _Emitter:
             self.pick(f"dx/{role}", np.flatnonzero(has & (draw[5] < share)), visits.end, _DX + 931)
         return ill
 
+    def refilled(self) -> np.ndarray:
+        """Clinic visits at which nearly all drugs are listed, bool [v]."""
+        return ~self.visits.at_hospital & (uniform(self.visits.keys, _TREAT) < REFILL_VISIT)
+
     def treatments(self, ill: np.ndarray) -> None:
         """Drugs: begun ones always, continued ones where refilled, short courses for minor and hospital illness."""
         visits, drugs = self.visits, self.model.drugs
         before = self.drug_before
-        clinic = (visits.kind == OUTPATIENT) | (visits.kind == REMOTE)
-        refill = clinic & (uniform(visits.keys, _TREAT) < REFILL_VISIT)
-        chance = np.where(refill, REFILL, np.where(visits.kind == INPATIENT, HOSPITAL_REFILL, 0.0))
+        chance = np.where(self.refilled(), REFILL, np.where(visits.kind == INPATIENT, HOSPITAL_REFILL, 0.0))
         for number, name in enumerate(drugs.names):
             if not self.needs(f"rx/{name}"):
                 continue
@@ -397,8 +409,8 @@ class _Emitter:
             chosen = np.flatnonzero(uniform(visits.keys, _PX + 600 + stream) < chance)
             self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
 
-    def measurements(self) -> None:
-        """Panels of labs and vitals, their members together; some again before discharge."""
+    def panels(self) -> dict[str, np.ndarray]:
+        """Visits at which each panel is ordered."""
         visits, kind = self.visits, self.visits.kind
         ordered: dict[str, np.ndarray] = {}
         at_clinic = (kind == OUTPATIENT) | (kind == REMOTE)
@@ -412,19 +424,27 @@ class _Emitter:
             chance = np.where(kind == REMOTE, 0.0, np.where(at_clinic, chance, hospital))
             drawn = uniform(visits.keys, _LAB + number)
             ordered[panel] = np.flatnonzero((drawn < chance) & (male if panel == "prostate" else True))
-        self.ring = self._ring(ordered["complement"])
-        long_stay = (kind == INPATIENT) & (visits.end - visits.start >= 3 * MINUTES_PER_DAY)
+        return ordered
+
+    def remeasured(self) -> np.ndarray:
+        """Stays whose `REPEATED_PANELS` are measured again, `BEFORE_DISCHARGE` minutes before their end."""
+        visits = self.visits
+        return np.flatnonzero((visits.kind == INPATIENT) & (visits.end - visits.start >= 3 * MINUTES_PER_DAY))
+
+    def measurements(self) -> None:
+        """Panels of labs and vitals, their members together; some again before discharge."""
+        visits, ordered, again = self.visits, self.panels(), self.remeasured()
+        self.ring = self.cycle_places(ordered["complement"])
         for number, lab in enumerate(self.model.labs):
             index = self.model.book.index(lab.code)
             if self.wanted is not None and not self.wanted[index]:
                 continue
             where = ordered[lab.panel]
-            self.add(where, visits.start[where], index, self._values(number, where, 0))
+            self.add(where, visits.start[where], index, self.values(number, where, 0))
             if lab.panel in REPEATED_PANELS:
-                again = np.flatnonzero(long_stay)
-                self.add(again, visits.end[again] - 180, index, self._values(number, again, 1))
+                self.add(again, visits.end[again] - BEFORE_DISCHARGE, index, self.values(number, again, 1))
 
-    def _values(self, number: int, where: np.ndarray, repeat: int) -> np.ndarray:
+    def values(self, number: int, where: np.ndarray, repeat: int) -> np.ndarray:
         """Values of one lab at visits: the subject's own level, effects of states and treatment, and noise."""
         lab, subject = self.model.labs[number], self.visits.subject[where]
         own, noise = self._deviates(number, where, repeat)
@@ -478,26 +498,36 @@ class _Emitter:
             shown = np.flatnonzero(clinic & (draw[0] < SPELL_SHOWN))
             size = len(self.model.book.roles["pattern/spell"][0])
             forward = self._agrees(SPELL_STATE, shown, draw[1], SPELL_FIDELITY)
-            place = ring_places(visits.subject[shown], forward, integers(self.static, _PATTERN, size), size)
+            place = self.walk(shown, forward, SPELL_CYCLE, size)
             self.add(shown, visits.end[shown], self.model.book.roles["pattern/spell"][0][place])
         if not (self.needs("pattern/drug") or self.needs("pattern/reaction")):
             return
         shown = np.flatnonzero(clinic & (draw[2] < REACTION_DRUG_SHOWN))
         which = (draw[3][shown] < 0.5).astype(np.int64)
         self.add(shown, visits.end[shown], self.model.book.roles["pattern/drug"][0][which])
-        # The latest drug of an earlier visit, -1 without one.
-        latest = latest_before(visits.subject, shown, which)
+        latest = self.latest_drug(shown, which)
         reacts = np.flatnonzero(clinic & (latest >= 0) & (draw[4] < REACTION_SHOWN))
         agrees = self._agrees(REACTION_STATE, reacts, draw[5], REACTION_FIDELITY)
         complaint = np.where(agrees, latest[reacts], 1 - latest[reacts])
         self.add(reacts, visits.end[reacts], self.model.book.roles["pattern/reaction"][0][complaint])
 
-    def _ring(self, measured: np.ndarray) -> np.ndarray:
+    def walk(self, shown: np.ndarray, forward: np.ndarray, cycle: int, size: int) -> np.ndarray:
+        """Places of a cycle at the visits that show it, each one move from the place shown before."""
+        return ring_places(self.visits.subject[shown], forward, self.first_places(cycle, size), size)
+
+    def first_places(self, cycle: int, size: int) -> np.ndarray:
+        """Place of each subject before it moves for the first time, int64 [n]."""
+        return integers(self.static, _PATTERN + cycle, size)
+
+    def latest_drug(self, shown: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Which drug of the pattern an earlier visit listed last, int64 [v]; -1 without one."""
+        return latest_before(self.visits.subject, shown, which)
+
+    def cycle_places(self, measured: np.ndarray) -> np.ndarray:
         """Place of the complement cycle at every visit, int64 [v]; 0 where it is not measured."""
         forward = self._agrees(RING_STATE, measured, uniform(self.visits.keys, _PATTERN + 6), RING_FIDELITY)
-        start = integers(self.static, _PATTERN + 1, RING_SIZE)
         place = np.zeros(len(self.visits), dtype=np.int64)
-        place[measured] = ring_places(self.visits.subject[measured], forward, start, RING_SIZE)
+        place[measured] = self.walk(measured, forward, RING_CYCLE, RING_SIZE)
         return place
 
     def _agrees(self, state: str, where: np.ndarray, draw: np.ndarray, fidelity: float) -> np.ndarray:
@@ -513,13 +543,8 @@ def emit(model: Model, paths: Trajectories, visits: Visits, wanted: np.ndarray |
         wanted: bool [codes of the book]; the same events, of these codes only, for a fraction of the work. Codes of
             patterns depend on earlier visits, so that they are right from entry on only.
     """
-    emitter = _Emitter(model, paths, visits, wanted)
-    emitter.encounters()
-    emitter.diagnoses()
-    emitter.treatments(emitter.minor())
-    emitter.procedures()
-    emitter.measurements()
-    emitter.patterns()
+    emitter = Emitter(model, paths, visits, wanted)
+    emitter.run()
     parts = emitter.parts
     return Events(*(np.concatenate([getattr(part, name) for part in parts])
                     for name in ("visit", "minute", "code", "value")))  # fmt: skip

@@ -127,7 +127,7 @@ def test_a_real_future_is_the_record(heart_failure):
 
 
 def brute_force(standing, row, wanted, days, futures, key):
-    """Share of futures with a wanted code and share of deaths, each from the whole record of its own."""
+    """Futures with a wanted code, deaths, and possible futures; each future from the whole record of its own."""
     many = standing.select(np.full(futures, row))
     fresh = derive(derive(many.keys, 99), np.arange(futures) + key)
     paths, visits, possible = live_on(MODEL, many, fresh, steps_ahead(standing, days))
@@ -140,15 +140,15 @@ def brute_force(standing, row, wanted, days, futures, key):
     return struck[possible].sum(), (death[possible] <= days * MINUTES_PER_DAY).sum(), possible.sum()
 
 
-def compare_with_brute_force(labels, subjects, futures, chunk):
+def compare_with_brute_force(labels, subjects, futures, chunk, days):
     standing = standing_of(labels, 4)
     spread = np.linspace(0, len(labels) - 1, subjects * 3).astype(int)
     chosen = np.unique(np.r_[spread[: subjects - 4], np.flatnonzero(standing.after_acute)[:4]])
     wanted = wanted_of("ICD10CM//I50", "ICD10CM//I21")
     some = standing.select(chosen)
     hits, total, deaths = np.zeros(len(chosen)), np.zeros(len(chosen)), np.zeros(len(chosen))
-    for rows, future in imagine(MODEL, some, wanted, 365, futures):
-        window = 365 * MINUTES_PER_DAY
+    for rows, future in imagine(MODEL, some, wanted, days, futures):
+        window = days * MINUTES_PER_DAY
         hits[rows] += (future.weight * (future.code <= window)).sum(1)
         deaths[rows] += (future.weight * (future.death <= window)).sum(1)
         total[rows] += future.weight.sum(1)
@@ -156,9 +156,8 @@ def compare_with_brute_force(labels, subjects, futures, chunk):
         if some.died[row]:
             assert hits[row] == 0 and deaths[row] == total[row]
             continue
-        counts = np.array([brute_force(some, row, wanted, 365, chunk, part) for part in range(0, futures, chunk)]).sum(
-            0
-        )
+        parts = [brute_force(some, row, wanted, days, chunk, part) for part in range(0, futures, chunk)]
+        counts = np.sum(parts, axis=0)
         for mine, theirs in ((hits[row], counts[0]), (deaths[row], counts[1])):
             p = (mine + theirs + 1) / (total[row] + counts[2] + 2)
             error = np.sqrt(p * (1 - p) * (1 / total[row] + 1 / counts[2]))
@@ -166,12 +165,12 @@ def compare_with_brute_force(labels, subjects, futures, chunk):
 
 
 def test_forks_agree_with_brute_force(heart_failure):
-    compare_with_brute_force(heart_failure[0], 6, 500, 500)
+    compare_with_brute_force(heart_failure[0], 6, 500, 500, 365)
 
 
 @pytest.mark.slow
 def test_forks_agree_with_a_hundred_thousand_futures_of_twenty_subjects(heart_failure):
-    compare_with_brute_force(heart_failure[0], 20, 100_000, 10_000)
+    compare_with_brute_force(heart_failure[0], 20, 100_000, 20_000, 180)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +207,53 @@ def test_attainable_is_calibrated_and_below_the_ceiling(dataset):
     assert abs(y[top].sum() - q[top].sum()) < 4 * np.sqrt(q[top].sum())
     assert abs(p[top].mean() - q[top].mean()) < 0.04, "the filter's belief is the mean of what the state says"
     assert ((p - y) ** 2).mean() < ((q - y) ** 2).mean() < y.mean() * (1 - y.mean())
+
+
+def test_particles_give_the_attainable_optimum(dataset):
+    labels, manifest = build_labels(dataset, parse_task("lupus_flare_1y"))
+    part = labels.head(40)
+    exact, near = (
+        oracle_frame(dataset, part, manifest, futures=5, workers=1, cache=False, filter=filter)
+        for filter in ("exact", "particles")
+    )
+    assert (exact["attainable_se"] == 0).all() and (near["attainable_se"] > 0).all()
+    assert near.drop("attainable", "attainable_se").equals(exact.drop("attainable", "attainable_se"))
+    difference = (near["attainable"] - exact["attainable"]).abs()
+    assert (difference < 5 * near["attainable_se"] + 0.01).all()
+    assert near["attainable_se"].max() < 0.05 < exact["attainable"].max()
+
+
+def check_task_against_futures(dataset, seed, name):
+    """As `check_labels_against_futures`, for tasks that the oracle knows by their name."""
+    labels, manifest = build_labels(dataset, parse_task(name))
+    outcome = outcome_of(manifest)
+    standing = standing_of(labels, seed)
+    code, death = real_future(MODEL, standing, outcome.wanted(MODEL), outcome.horizons_days[0])
+    window = outcome.horizons_days[0] * MINUTES_PER_DAY
+    observed = standing.minute + window <= standing.observed
+    given = labels["boolean_value"].to_numpy()
+    when = code if outcome.codes else death
+    assert (given[observed] == (when <= window)[observed]).all()
+    left = standing.observed - standing.minute
+    assert (given[~observed] == (when <= left)[~observed]).all()
+    return len(labels), int(given.sum())
+
+
+NAMED = ("readmission_30d", "readmission_90d", "mortality_30d", "mortality_365d", "heart_failure_1y")
+
+
+def test_tasks_with_names_mean_what_the_oracle_means(dataset):
+    for name in ("readmission_90d", "mortality_365d"):
+        rows, positives = check_task_against_futures(dataset, 4, name)
+        assert rows > 100 and positives > 5, name
+
+
+@pytest.mark.slow
+def test_named_tasks_of_thousands_of_subjects(tmp_path):
+    path = MedsDataset.open(synthesise(tmp_path / "meds", subjects=2_500, seed=2))
+    for name in NAMED:
+        rows, positives = check_task_against_futures(path, 2, name)
+        assert rows > 2_000 and positives > 20, name
 
 
 def test_mortality_and_readmission(dataset, heart_failure):
@@ -269,6 +315,8 @@ def test_what_an_oracle_cannot_tell_is_refused(dataset, heart_failure, tmp_path)
         oracle_frame(dataset, labels, {"task": "x", "codes": ["ICD10CM//Q99"], "horizon_days": 30})
     with pytest.raises(ConfigError, match="order of earlier ones"):
         oracle_frame(dataset, labels, {"task": "x", "codes": ["ICD10CM//H90"], "horizon_days": 30})
+    with pytest.raises(ConfigError, match="unknown filter; got kalman; expected exact or particles"):
+        oracle_frame(dataset, labels, manifest, filter="kalman")
     with pytest.raises(LabelError, match="not ends of visits"):
         late = labels.head(3).with_columns(pl.col("prediction_time") + pl.duration(minutes=1))
         oracle_frame(dataset, late, manifest, futures=1, workers=1)
