@@ -69,7 +69,7 @@ def test_refusals(judged, world, tmp_path):
     with pytest.raises(StoreError, match=r"was not prepared from .*other; got .*; expected .*Remedy: name the dataset"):
         evaluate_run(run, world.store, baselines=[], oracle=tmp_path / "other")
     store = TokenStore.open(world.store)
-    frame, manifest = read_labels(labels)
+    frame = read_labels(labels)[0]
     held = Examples.from_labels(store.split("held_out"), frame)
     with pytest.raises(ConfigError, match="the oracle does not know this task; got los_over_3d"):
         oracle_arms(world.meds, store, held, {"task": "los_over_3d", "horizon_days": None})

@@ -48,12 +48,13 @@ BLOCK = 2_500
 MAX_DEFAULT_WORKERS = 8
 RACES = (("white", 0.60), ("hispanic", 0.17), ("black", 0.13), ("asian", 0.06), ("other", 0.04))
 FIRST_ENTRY, ENTRY_DAYS = np.datetime64("2010-01-01", "D"), 4 * 365
-RELEASE = 2
+RELEASE = 3
 """Raised whenever the records of a (seed, subject) change."""
 _RANDOM_LEVEL = 5
 NOTES = (
     "Synthetic: no row describes a person. Rates are set for teaching and testing, not for epidemiology.",
-    "Diagnoses of a stay are stamped at discharge; clinic visits have one time for all their events.",
+    "Diagnoses of a stay are stamped at discharge; clinic visits have one time for all their events, "
+    "what is noted before them apart.",
     "metadata/observation.parquet holds the administrative end of observation, which does not depend on health.",
     "latent/*.npz holds the states behind the records, for an oracle; no model may read them.",
 )

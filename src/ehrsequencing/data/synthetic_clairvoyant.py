@@ -15,6 +15,7 @@ from ehrsequencing.data.schema import STATIC_TIME
 from ehrsequencing.data.store import SplitStore, TokenStore
 from ehrsequencing.data.synthetic import RACES, SUBJECTS_PER_SEED, entry_days, trajectories
 from ehrsequencing.data.synthetic_emission import (
+    BEFORE_VISIT,
     LEAST,
     MOST,
     Groups,
@@ -183,7 +184,8 @@ def _place(
     known = visit < bounds[owner + 1]
     at = np.where(dated & known, visit, 0)
     minute = np.where(dated, time // 60_000_000 - entry[owner] * MINUTES_PER_DAY - visits.start[at], 0)
-    if not known.all() or (minute < 0).any() or (dated & (minute > (visits.end - visits.start)[at])).any():
+    outside = (minute < -BEFORE_VISIT) | (minute > (visits.end - visits.start)[at])
+    if not known.all() or (dated & outside).any():
         raise DataError("the rows are not those of the synthetic records", got="times outside the visits of the states")
     return visit, minute
 

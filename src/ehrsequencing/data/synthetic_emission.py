@@ -21,7 +21,13 @@ from ehrsequencing.data.synthetic_events import (
     Visits,
 )
 from ehrsequencing.data.synthetic_model import Model
-from ehrsequencing.data.synthetic_patterns import latest_before
+from ehrsequencing.data.synthetic_patterns import (
+    REACTION_MINUTES,
+    RING_SIZE,
+    SPELL_MINUTES,
+    SPELL_SIZE,
+    latest_before,
+)
 from ehrsequencing.data.synthetic_random import derive, uniform
 from ehrsequencing.data.values import ValueStatistics
 
@@ -29,29 +35,37 @@ COLUMNS = 40_000
 """Visits emitted again that are held at a time, about 300 MB."""
 LEAST, MOST = 1e-9, 1 - 1e-6
 """No code is quite impossible or quite certain."""
+PATTERN_MINUTES = (*SPELL_MINUTES, *REACTION_MINUTES)
+BEFORE_VISIT = -min(PATTERN_MINUTES)
+"""Minutes by which the record of a visit may come before its start."""
 _FRESH_LEVEL, _MINUTE_BITS = 6, 20
 
 
 class Recorder(Emitter):
-    """The real record of a block, noting where each pattern stood before a visit."""
+    """The real record of a block, noting what a visit's patterns hang on: earlier visits, and the pair it shows."""
 
     def __init__(self, model: Model, paths: Trajectories, visits: Visits) -> None:
         super().__init__(model, paths, visits, None)
-        self.before: dict[int, np.ndarray] = {}
-        self.latest = np.zeros(0, dtype=np.int64)
+        count = len(visits)
+        self.before, self.spell = np.zeros(count, dtype=np.int64), np.zeros((2, count), dtype=np.int64)
+        self.drug_early = np.zeros(count, dtype=bool)
         self.measurements()
         self.patterns()
 
-    def walk(self, shown: np.ndarray, forward: np.ndarray, cycle: int, size: int) -> np.ndarray:
-        place = super().walk(shown, forward, cycle, size)
-        latest = latest_before(self.visits.subject, shown, place)
-        start = self.first_places(cycle, size)[self.visits.subject]
-        self.before[cycle] = np.where(latest < 0, start, latest)
+    def walk(self, measured: np.ndarray, forward: np.ndarray) -> np.ndarray:
+        place = super().walk(measured, forward)
+        latest = latest_before(self.visits.subject, measured, place)
+        self.before = np.where(latest < 0, self.first_places()[self.visits.subject], latest)
         return place
 
-    def latest_drug(self, shown: np.ndarray, which: np.ndarray) -> np.ndarray:
-        self.latest = super().latest_drug(shown, which)
-        return self.latest
+    def spell_places(self, shown: np.ndarray, forward: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        places = super().spell_places(shown, forward, first)
+        self.spell[:, shown] = places
+        return places
+
+    def drug_first(self, shown: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        self.drug_early[shown] = drawn
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -87,12 +101,12 @@ class Emission:
 
 def group_key(visit: np.ndarray, minute: np.ndarray) -> np.ndarray:
     """One number for a visit and a minute of it, in their order."""
-    return np.asarray((visit.astype(np.int64) << _MINUTE_BITS) + minute)
+    return np.asarray((visit.astype(np.int64) << _MINUTE_BITS) + minute + BEFORE_VISIT)
 
 
 def split_key(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Visit and minute of a `group_key`."""
-    return key >> _MINUTE_BITS, key & ((1 << _MINUTE_BITS) - 1)
+    return key >> _MINUTE_BITS, (key & ((1 << _MINUTE_BITS) - 1)) - BEFORE_VISIT
 
 
 class _Again(Emitter):
@@ -139,11 +153,18 @@ class _Again(Emitter):
             self.tally(again, visits.end[again] - BEFORE_DISCHARGE, self.items[f"panel/{panel}"])
         self.ring = self.cycle_places(np.arange(len(visits)))
 
-    def walk(self, shown: np.ndarray, forward: np.ndarray, cycle: int, size: int) -> np.ndarray:
-        return np.asarray((self.real.before[cycle][self.of[shown]] + np.where(forward, 1, -1)) % size)
+    def walk(self, measured: np.ndarray, forward: np.ndarray) -> np.ndarray:
+        return np.asarray((self.real.before[self.of[measured]] + np.where(forward, 1, -1)) % RING_SIZE)
 
-    def latest_drug(self, shown: np.ndarray, which: np.ndarray) -> np.ndarray:
-        return np.asarray(self.real.latest[self.of])
+    def spell_places(self, shown: np.ndarray, forward: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Each complaint of a pair as the other, which the record shows, lets expect it.
+        early, late = self.real.spell[:, self.of[shown]]
+        move = np.where(forward, 1, -1)
+        return (late - move) % SPELL_SIZE, (early + move) % SPELL_SIZE
+
+    def drug_first(self, shown: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        # Which of the two kinds comes first is seen from the other.
+        return np.asarray(self.real.drug_early[self.of[shown]])
 
 
 def item_names(model: Model) -> list[str]:
@@ -201,10 +222,9 @@ def emit_again(real: Recorder, groups: Groups, replicates: int) -> Emission:
     expected = shaped[..., : len(model.book.codes)] + shaped[..., len(model.book.codes) :] @ _weights(model)
     tries = np.stack([np.full(len(column), replicates), replicates - refills[column], refills[column]])
     stay = visits.end[groups.visit] - visits.start[groups.visit]
-    moment = np.select(
-        [groups.minute == 0, groups.minute == stay, groups.minute == stay - BEFORE_DISCHARGE], [0, 1, 2], 3
-    )
-    kind = visits.kind[groups.visit].astype(np.int64) * 4 + moment
+    moments = [0, stay, stay - BEFORE_DISCHARGE, *PATTERN_MINUTES]
+    moment = np.select([groups.minute == one for one in moments], range(len(moments)), len(moments))
+    kind = visits.kind[groups.visit].astype(np.int64) * (len(moments) + 1) + moment
     rate = np.empty_like(expected)
     for one in np.unique(kind):
         alike = kind == one

@@ -10,17 +10,18 @@ import numpy as np
 from ehrsequencing.data.synthetic_disease import DAYS_PER_STEP, EMERGENCY, INPATIENT, OUTPATIENT, States
 from ehrsequencing.data.synthetic_model import MEMORY, NEVER, RING, STATICS, TRAITS, Effect, Model
 from ehrsequencing.data.synthetic_patterns import (
-    REACTION_DRUG_SHOWN,
     REACTION_FIDELITY,
+    REACTION_MINUTES,
     REACTION_SHOWN,
     REACTION_STATE,
     RING_FIDELITY,
     RING_SIZE,
     RING_STATE,
     SPELL_FIDELITY,
+    SPELL_MINUTES,
     SPELL_SHOWN,
+    SPELL_SIZE,
     SPELL_STATE,
-    latest_before,
     ring_places,
 )
 from ehrsequencing.data.synthetic_random import derive, integers, normal, uniform
@@ -68,7 +69,6 @@ DEATHS_IN_STAY = 0.7
 TRIGGERED_PROCEDURES = {"cad": 1, "heart_failure": 1, "afib": 1, "ckd": 4, "osteoarthritis": 3, "sleep_apnea": 1,
                         "breast_cancer": 1, "prostate_cancer": 1, "colorectal_cancer": 1, "lung_cancer": 1}  # fmt: skip
 """Conditions whose diagnosis, or step up at a visit, brings a procedure, and the level from which they do."""
-SPELL_CYCLE, RING_CYCLE = 0, 1
 _LAB, _TREAT, _DX, _PX, _PLAN, _PATTERN = 10_000, 20_000, 30_000, 40_000, 50_000, 60_000
 
 
@@ -491,43 +491,45 @@ class Emitter:
 
     def patterns(self) -> None:
         """The two patterns of codes; see `synthetic_patterns`."""
-        visits = self.visits
+        visits, roles = self.visits, self.model.book.roles
         clinic = ~visits.at_hospital
-        draw = uniform(visits.keys, _PATTERN + np.arange(6))
+        draw = uniform(visits.keys, _PATTERN + np.arange(7))
         if self.needs("pattern/spell"):
             shown = np.flatnonzero(clinic & (draw[0] < SPELL_SHOWN))
-            size = len(self.model.book.roles["pattern/spell"][0])
             forward = self._agrees(SPELL_STATE, shown, draw[1], SPELL_FIDELITY)
-            place = self.walk(shown, forward, SPELL_CYCLE, size)
-            self.add(shown, visits.end[shown], self.model.book.roles["pattern/spell"][0][place])
+            places = self.spell_places(shown, forward, integers(visits.keys[shown], _PATTERN + 7, SPELL_SIZE))
+            for minute, place in zip(SPELL_MINUTES, places, strict=True):
+                self.add(shown, visits.start[shown] + minute, roles["pattern/spell"][0][place])
         if not (self.needs("pattern/drug") or self.needs("pattern/reaction")):
             return
-        shown = np.flatnonzero(clinic & (draw[2] < REACTION_DRUG_SHOWN))
-        which = (draw[3][shown] < 0.5).astype(np.int64)
-        self.add(shown, visits.end[shown], self.model.book.roles["pattern/drug"][0][which])
-        latest = self.latest_drug(shown, which)
-        reacts = np.flatnonzero(clinic & (latest >= 0) & (draw[4] < REACTION_SHOWN))
-        agrees = self._agrees(REACTION_STATE, reacts, draw[5], REACTION_FIDELITY)
-        complaint = np.where(agrees, latest[reacts], 1 - latest[reacts])
-        self.add(reacts, visits.end[reacts], self.model.book.roles["pattern/reaction"][0][complaint])
+        shown = np.flatnonzero(clinic & (draw[2] < REACTION_SHOWN))
+        drug_first = self.drug_first(shown, self._agrees(REACTION_STATE, shown, draw[5], REACTION_FIDELITY))
+        early, late = REACTION_MINUTES
+        for role, drawn, first in (("drug", draw[3], drug_first), ("reaction", draw[4], ~drug_first)):
+            code = roles[f"pattern/{role}"][0][(drawn[shown] < 0.5).astype(np.int64)]
+            self.add(shown, visits.start[shown] + np.where(first, early, late), code)
 
-    def walk(self, shown: np.ndarray, forward: np.ndarray, cycle: int, size: int) -> np.ndarray:
-        """Places of a cycle at the visits that show it, each one move from the place shown before."""
-        return ring_places(self.visits.subject[shown], forward, self.first_places(cycle, size), size)
+    def spell_places(self, shown: np.ndarray, forward: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the first and the second complaint in their cycle."""
+        return first, (first + np.where(forward, 1, -1)) % SPELL_SIZE
 
-    def first_places(self, cycle: int, size: int) -> np.ndarray:
+    def drug_first(self, shown: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Whether the drug comes before the complaint."""
+        return drawn
+
+    def walk(self, measured: np.ndarray, forward: np.ndarray) -> np.ndarray:
+        """Places of the complement cycle at the visits that measure it, each one move from the place before."""
+        return ring_places(self.visits.subject[measured], forward, self.first_places(), RING_SIZE)
+
+    def first_places(self) -> np.ndarray:
         """Place of each subject before it moves for the first time, int64 [n]."""
-        return integers(self.static, _PATTERN + cycle, size)
-
-    def latest_drug(self, shown: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Which drug of the pattern an earlier visit listed last, int64 [v]; -1 without one."""
-        return latest_before(self.visits.subject, shown, which)
+        return integers(self.static, _PATTERN + 1, RING_SIZE)
 
     def cycle_places(self, measured: np.ndarray) -> np.ndarray:
         """Place of the complement cycle at every visit, int64 [v]; 0 where it is not measured."""
         forward = self._agrees(RING_STATE, measured, uniform(self.visits.keys, _PATTERN + 6), RING_FIDELITY)
         place = np.zeros(len(self.visits), dtype=np.int64)
-        place[measured] = self.walk(measured, forward, RING_CYCLE, RING_SIZE)
+        place[measured] = self.walk(measured, forward)
         return place
 
     def _agrees(self, state: str, where: np.ndarray, draw: np.ndarray, fidelity: float) -> np.ndarray:
@@ -540,8 +542,7 @@ def emit(model: Model, paths: Trajectories, visits: Visits, wanted: np.ndarray |
     """Dated events of a block except birth and death, in no order.
 
     Args:
-        wanted: bool [codes of the book]; the same events, of these codes only, for a fraction of the work. Codes of
-            patterns depend on earlier visits, so that they are right from entry on only.
+        wanted: bool [codes of the book]; the same events, of these codes only, for a fraction of the work.
     """
     emitter = Emitter(model, paths, visits, wanted)
     emitter.run()

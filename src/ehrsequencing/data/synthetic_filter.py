@@ -24,8 +24,8 @@ from ehrsequencing.data.synthetic_patterns import (
     RING_STATE,
     SPELL_ATTACK,
     SPELL_FIDELITY,
+    SPELL_SIZE,
     SPELL_STATE,
-    latest_before,
 )
 
 MINUTES_PER_STEP = DAYS_PER_STEP * MINUTES_PER_DAY
@@ -108,39 +108,32 @@ def read_signals(model: Model, attack: str, events: pl.DataFrame, entry_day: np.
     def members(role: str) -> list[str]:
         return [model.book.codes[index] for index in model.book.roles[role][0]]
 
-    places = {SPELL_ATTACK: len(model.book.roles["pattern/spell"][0]), RING_ATTACK: RING_SIZE}.get(attack, 1)
+    places = RING_SIZE if attack == RING_ATTACK else 1
     moved = np.zeros((steps, 2, n), dtype=bool)
     likelihood = np.ones((steps, 2, n, 2, places))
     attacks = np.zeros((steps, n), dtype=bool)
     had = np.isin(code, members(f"dx/{attack}/1"))
     attacks[step[had], subject[had]] = True
-    if attack == SPELL_ATTACK:
-        for place, complaint in enumerate(members("pattern/spell")):
-            at = code == complaint
-            moved[step[at], phase[at], subject[at]] = True
-            likelihood[step[at], phase[at], subject[at]] = np.arange(places) == place
-        return Signals(moved, likelihood, attacks, SPELL_FIDELITY)
     if attack == RING_ATTACK:
         number = next(i for i, lab in enumerate(model.labs) if any(effect.term[0] == RING for effect in lab.effects))
         at = code == model.labs[number].code
         moved[step[at], phase[at], subject[at]] = True
         likelihood[step[at], phase[at], subject[at]] = ring_likelihood(model, number, value[at])[:, None, :]
         return Signals(moved, likelihood, attacks, RING_FIDELITY)
-    drugs, complaints = members("pattern/drug"), members("pattern/reaction")
-    taken = np.flatnonzero(np.isin(code, drugs))
-    # All codes of a clinic visit have one time: a drug of the same visit is not an earlier one.
-    visit = (subject * steps + step) * 2 + phase
-    listed, first = np.unique(visit[taken], return_index=True)
-    which = (code[taken][first] == drugs[1]).astype(np.int64)
-    at = np.flatnonzero(np.isin(code, complaints))
-    reacting, of = np.unique(visit[at], return_index=True)
-    every = np.union1d(listed, reacting)
-    latest = latest_before(every // (2 * steps), np.searchsorted(every, listed), which)
-    same = latest[np.searchsorted(every, reacting)] == (code[at][of] == complaints[1])
-    agrees = np.where(same, REACTION_FIDELITY, 1 - REACTION_FIDELITY)
-    seen = np.stack([1 - agrees, agrees], axis=1)[:, :, None]
-    likelihood[step[at][of], phase[at][of], subject[at][of]] = seen
-    return Signals(moved, likelihood, attacks, REACTION_FIDELITY)
+    # A pattern's two codes of a visit follow each other, with nothing of the pattern in between.
+    if attack == SPELL_ATTACK:
+        complaints = members("pattern/spell")
+        both = np.flatnonzero(np.isin(code, complaints))
+        place = np.array([complaints.index(one) for one in code[both]], dtype=np.int64)
+        at, fidelity = both[::2], SPELL_FIDELITY
+        agrees = (place[1::2] - place[::2]) % SPELL_SIZE == 1
+    else:
+        both = np.flatnonzero(np.isin(code, [*members("pattern/drug"), *members("pattern/reaction")]))
+        at, fidelity = both[::2], REACTION_FIDELITY
+        agrees = np.isin(code[at], members("pattern/drug"))
+    likelihood[step[at], phase[at], subject[at], 0, 0] = np.where(agrees, 1 - fidelity, fidelity)
+    likelihood[step[at], phase[at], subject[at], 1, 0] = np.where(agrees, fidelity, 1 - fidelity)
+    return Signals(moved, likelihood, attacks, fidelity)
 
 
 def ring_likelihood(model: Model, number: int, value: np.ndarray) -> np.ndarray:

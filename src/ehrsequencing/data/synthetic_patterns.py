@@ -10,14 +10,16 @@ from __future__ import annotations
 import numpy as np
 
 SPELL_STATE, SPELL_ATTACK = "turning", "vertigo_attack"
-SPELL_SHOWN, SPELL_FIDELITY = 0.6, 0.92
-"""Three complaints follow each other in a cycle, forwards or backwards, one at a share of clinic visits."""
+SPELL_SIZE, SPELL_SHOWN, SPELL_FIDELITY = 3, 0.6, 0.92
+"""Two of three complaints come one after the other, forwards or backwards in their cycle, before clinic visits."""
 REACTION_STATE, REACTION_ATTACK = "sensitised", "angioedema"
-REACTION_DRUG_SHOWN, REACTION_SHOWN, REACTION_FIDELITY = 0.5, 0.5, 0.92
-"""A complaint is that of the drug listed last at an earlier visit, or that of the other drug."""
+REACTION_SHOWN, REACTION_FIDELITY = 0.5, 0.92
+"""A drug and a complaint come before clinic visits, the drug first or the complaint first."""
 RING_STATE, RING_ATTACK = "tide", "lupus_flare"
 RING_SIZE, RING_FIDELITY = 4, 0.82
 """A lab moves by one place of a cycle at each measurement, up or down; beyond the ends it comes round."""
+SPELL_MINUTES, REACTION_MINUTES = (-40, -30), (-20, -10)
+"""When the two codes of a pattern are noted, from the start of the visit."""
 
 
 def ring_places(subject: np.ndarray, forward: np.ndarray, start: np.ndarray, size: int) -> np.ndarray:
