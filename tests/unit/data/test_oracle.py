@@ -294,7 +294,9 @@ def test_cache_and_workers(dataset, heart_failure, found, monkeypatch):
 def test_an_early_end_of_observation_is_marked(dataset, heart_failure):
     labels, manifest = heart_failure
     last = labels.group_by("subject_id", maintain_order=True).last()
-    frame = oracle_frame(dataset, last, manifest, futures=1, workers=1, cache=False)
+    assert oracle_frame(dataset, last, manifest, futures=1, workers=1, cache=False)["window_observed"].all()
+    later = manifest | {"horizon_days": 730}
+    frame = oracle_frame(dataset, last, later, futures=1, workers=1, cache=False)
     ends = dataset.observation_end()
     joined = frame.join(ends, on="subject_id").with_columns(
         end=pl.col("prediction_time") + pl.duration(days=pl.col("horizon_days"))
