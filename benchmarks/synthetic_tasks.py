@@ -101,8 +101,15 @@ def main() -> None:
             print(row(task, read_json(out / f"{options.method}-{task.replace(':', '_')}" / "summary.json")))
 
 
-PRETRAIN = ("model.max_length=256", "loop.epochs=12", "loop.token_budget=2048", "optim.lr=3e-3")
-FINETUNE = ("loop.epochs=6", "loop.token_budget=2048")
+PRETRAIN = (
+    "model.max_length=192",
+    "model.dropout=0.0",
+    "mask_rate=0.3",
+    "loop.epochs=10",
+    "loop.token_budget=2048",
+    "optim.lr=3e-3",
+)
+FINETUNE = ("loop.epochs=5", "loop.token_budget=2048", "optim.lr=2e-3")
 
 if __name__ == "__main__":
     main()
