@@ -109,7 +109,7 @@ PRETRAIN = (
     "loop.token_budget=2048",
     "optim.lr=3e-3",
 )
-FINETUNE = ("loop.epochs=5", "loop.token_budget=2048", "optim.lr=2e-3")
+FINETUNE = ("loop.epochs=3", "loop.token_budget=2048", "optim.lr=2e-3")
 
 if __name__ == "__main__":
     main()
