@@ -19,7 +19,7 @@ from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.models.behrt import BEHRTForSequenceClassification
 from ehrsequencing.models.lora import count_parameters, load_lora_weights
-from ehrsequencing.training.finetune import binary_examples
+from ehrsequencing.training.examples import binary_examples
 from ehrsequencing.training.plans import ClassificationPlan
 from ehrsequencing.training.runs import batch_source, load_base, require_run
 

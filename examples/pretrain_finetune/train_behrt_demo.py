@@ -21,7 +21,8 @@ from ehrsequencing.io import read_json
 from ehrsequencing.tasks.cohorts import build_labels, parse_task
 from ehrsequencing.tracking.report import write_report
 from ehrsequencing.tracking.rundir import refuse_existing, refuse_foreign, refuse_name
-from ehrsequencing.training.finetune import binary_examples, finetune
+from ehrsequencing.training.examples import binary_examples
+from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
 from ehrsequencing.training.runs import require_run
 

@@ -106,6 +106,7 @@ class FinetuneConfig(_Strict):
     model: ModelOptions = Field(default_factory=ModelOptions)
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
+    accept: list[str] = Field(default_factory=list, description="checks of the audit whose errors are accepted")
 
     def unused(self) -> set[str]:
         return set() if self.method == "lora" else {"lora"}

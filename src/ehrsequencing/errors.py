@@ -50,6 +50,10 @@ class LabelError(EhrseqError):
     """Labels are malformed, empty or of one class."""
 
 
+class AuditError(EhrseqError):
+    """The leakage audit found a fault in the labels or the store that nobody accepted."""
+
+
 class CheckpointError(EhrseqError):
     """A checkpoint, model folder or adapter is damaged or belongs to something else."""
 

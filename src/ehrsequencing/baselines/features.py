@@ -1,4 +1,4 @@
-"""What the baselines see: a sparse row per example, made of all rows of its history up to the prediction time."""
+"""What the baselines see: a sparse row per example, made of its history up to the prediction time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import sparse
 
 from ehrsequencing.baselines.rollup import groups_of_code
 from ehrsequencing.data.schema import DAYS_PER_YEAR, KINDS, MICROSECONDS_PER_DAY, STATIC_TIME
-from ehrsequencing.data.sequences import Examples, history_bounds
+from ehrsequencing.data.sequences import Examples, Windows, truncated
 from ehrsequencing.data.store import SplitStore
 from ehrsequencing.data.values import ValueStatistics
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK, Vocabulary
@@ -64,8 +64,10 @@ class CountFeatures:
         names: Name of each column.
     """
 
-    def __init__(self, vocabulary: Vocabulary, values: ValueStatistics, age: tuple[float, float]) -> None:
-        self._values, self._age = values, age
+    def __init__(
+        self, vocabulary: Vocabulary, values: ValueStatistics, age: tuple[float, float], max_rows: int | None
+    ) -> None:
+        self._values, self._age, self._max_rows = values, age, max_rows
         codes = [*vocabulary.base_codes, "[unknown]"]
         self._code_of_token = vocabulary.base_ids.astype(np.int64)
         self._code_of_token[UNK] = len(codes) - 1
@@ -100,6 +102,7 @@ class CountFeatures:
         values: ValueStatistics,
         *,
         min_examples: int | None = None,
+        max_rows: int | None = None,
     ) -> CountFeatures:
         """Choose the columns and the scale of age by the examples of train.
 
@@ -107,6 +110,7 @@ class CountFeatures:
             split: The train split.
             vocabulary, values: Of the same token store.
             min_examples: Examples that must fill a column; 10, or 1 in 2,000 where that is more, by default.
+            max_rows: Rows of a history to see, cut as a model's are (`sequences.truncated`); all by default.
 
         Raises:
             LabelError: no examples.
@@ -116,7 +120,7 @@ class CountFeatures:
         ages = _age_at(split, examples)
         known = ages[~np.isnan(ages)]
         mean, sd = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
-        features = cls(vocabulary, values, (mean, sd or 1.0))
+        features = cls(vocabulary, values, (mean, sd or 1.0), max_rows)
         filled = np.zeros(len(features._all_names), dtype=np.int64)
         for chunk in features._chunks(split, examples):
             filled += np.bincount(chunk.indices, minlength=len(filled))
@@ -135,11 +139,11 @@ class CountFeatures:
 
     def _chunks(self, split: SplitStore, examples: Examples) -> Iterator[sparse.csr_matrix]:
         """All columns, a bounded number of rows of the store at a time."""
-        start, stop = history_bounds(split, examples.index, examples.until)
-        cuts = np.flatnonzero(np.diff(np.cumsum(stop - start) // _ROWS_AT_ONCE)) + 1
+        windows = truncated(split, examples.index, examples.until, self._max_rows)
+        cuts = np.flatnonzero(np.diff(np.cumsum(windows.lengths) // _ROWS_AT_ONCE)) + 1
         ages = _age_at(split, examples)
-        for part in np.split(np.arange(len(start)), cuts):
-            rows = _gather(split, start[part], stop[part], examples.until[part])
+        for part in np.split(np.arange(len(examples)), cuts):
+            rows = _gather(split, windows, part, examples.until[part])
             yield sparse.hstack(list(self._block_matrices(rows, ages[part])), format="csr", dtype=np.float32)
 
     def _block_matrices(self, rows: _Rows, ages: NDArray[np.float32]) -> Iterator[sparse.csr_matrix]:
@@ -182,6 +186,8 @@ class CountFeatures:
         visit = rows.split.visit[rows.at[dated]].astype(np.int64)
         order, start, _ = _groups(example[dated] * (visit.max(initial=0) + 1) + visit)
         begins = dated[order[start]]
+        # Nor in the order of what is left of them, where a truncated history begins within one.
+        begins = begins[np.lexsort((-rows.days[begins], example[begins]))]
         days_of_visit, of = rows.days[begins], example[begins]
         first = np.flatnonzero(np.append(True, of[1:] != of[:-1])[: len(of)])
         last = np.append(first[1:], len(of))[: len(first)] - 1
@@ -248,17 +254,15 @@ def _age_at(split: SplitStore, examples: Examples) -> NDArray[np.float32]:
     return ages
 
 
-def _gather(split: SplitStore, start: Ints, stop: Ints, until: Ints) -> _Rows:
-    length = stop - start
-    example = np.repeat(np.arange(len(start)), length)
-    at = np.arange(len(example)) + np.repeat(start - np.cumsum(length) + length, length)
+def _gather(split: SplitStore, windows: Windows, part: Ints, until: Ints) -> _Rows:
+    example, _, at = windows.rows(part)
     time = split.time[at]
     dated = time != STATIC_TIME
     days = np.full(len(at), np.nan, dtype=np.float32)
     days[dated] = (until[example[dated]] - time[dated]) / MICROSECONDS_PER_DAY
-    final_visit = np.where(length > 0, split.visit[np.maximum(stop - 1, 0)], -1)
+    final_visit = np.where(windows.lengths[part] > 0, split.visit[np.maximum(windows.stop[part] - 1, 0)], -1)
     last_visit = dated & (split.visit[at] == final_visit[example])
-    return _Rows(split, at, example, len(start), days, last_visit)
+    return _Rows(split, at, example, len(part), days, last_visit)
 
 
 def _groups(key: Ints) -> tuple[Ints, Ints, Ints]:

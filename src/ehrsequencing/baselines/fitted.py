@@ -53,7 +53,10 @@ class Search:
     Args:
         X_train, X_tuning: Float [rows, features], sparse.
         y_train, y_tuning: Bool [rows].
-        seed, threads, progress: As `fit_baseline`.
+        seed, threads, progress, short: As `fit_baseline`.
+
+    Attributes:
+        odds_weight: Negatives per positive in train: what weighting the classes equally multiplies the odds by.
 
     Raises:
         LabelError: a split has one class.
@@ -70,6 +73,7 @@ class Search:
         seed: int,
         threads: int,
         progress: Progress | None,
+        short: bool = False,
     ) -> None:
         self.X_train, self.X_tuning = sparse.csr_matrix(X_train), sparse.csr_matrix(X_tuning)
         self.y_train, self.y_tuning = np.asarray(y_train).astype(np.bool_), np.asarray(y_tuning).astype(np.bool_)
@@ -85,7 +89,8 @@ class Search:
                     expected="both classes",
                     remedy="use more subjects or a more frequent outcome",
                 )
-        self.seed, self.threads, self.progress = seed, threads, progress
+        self.seed, self.threads, self.progress, self.short = seed, threads, progress, short
+        self.odds_weight = float((~self.y_train).sum() / self.y_train.sum())
         self.tuning: list[dict[str, Any]] = []
         self._best: tuple[float, dict[str, Any], Predict] | None = None
         self._started = time.perf_counter()

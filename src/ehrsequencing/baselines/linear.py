@@ -13,45 +13,61 @@ from sklearn.linear_model import LogisticRegression
 
 from ehrsequencing.baselines.fitted import FittedBaseline, Predict, Search
 
-PENALTIES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0)
-"""Inverse strengths C of the ridge penalty, strongest penalty first so that each fit starts from the last."""
+RIDGE, LASSO = "ridge", "lasso"
+LINEAR_GRID: tuple[tuple[str, str | None, tuple[float, ...]], ...] = (
+    (RIDGE, None, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
+    (LASSO, None, (3e-3, 1e-2, 3e-2, 0.1, 0.3)),
+    (RIDGE, "balanced", (1e-3,)),
+    (LASSO, "balanced", (1e-2,)),
+)
+SHORT_LINEAR_GRID = ((RIDGE, None, (3e-4, 3e-3)), (LASSO, None, (1e-2, 5e-2)))
+"""Penalty, class weights and inverse strengths C, strongest penalty first so that each fit starts from the last."""
 _MAX_ITERATIONS = 300
-_PATIENCE = 2
 _LEAST_DEVIATION = 0.3
 
 
 def fit_logistic_regression(search: Search) -> FittedBaseline:
-    """Ridge logistic regression along a path of C, stopped once tuning has got worse twice in a row.
+    """Logistic regression with a ridge or a lasso penalty, along paths of C.
 
     Columns are divided by their standard deviation in train and not centred, which keeps them sparse; the deviation
     counts as at least 0.3, that of a code present in a tenth of the rows, so that rarer ones are held back more.
     A fit that meets the iteration limit is used and marked `converged: False` in the tuning table.
     """
-    scale = _inverse_deviation(search.X_train)
-    train, tuning = search.X_train @ scale, search.X_tuning @ scale
-    model = LogisticRegression(C=PENALTIES[0], max_iter=_MAX_ITERATIONS, tol=1e-4, warm_start=True)
-    best, worse = np.inf, 0
-    for C in PENALTIES:
-        started = time.perf_counter()
-        model.set_params(C=C)
-        with warnings.catch_warnings():
-            # Told in the tuning table instead.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(train, search.y_train)
-        seconds = time.perf_counter() - started
-        predictor = _predictor(scale @ model.coef_[0].astype(np.float64), float(model.intercept_[0]))
-        options = {"C": C, "converged": bool(model.n_iter_[0] < _MAX_ITERATIONS)}
-        search.offer(options, predictor, model.predict_proba(tuning)[:, 1], len(PENALTIES), seconds)
-        loss = search.tuning[-1]["log_loss"]
-        best, worse = min(best, loss), worse + 1 if loss > best else 0
-        if worse == _PATIENCE:
-            break
-    if search.progress is not None:
-        search.progress(len(PENALTIES), len(PENALTIES))
+    scale = inverse_deviation(search.X_train)
+    train, tuning = (search.X_train @ scale).tocsr(), search.X_tuning @ scale
+    grid = SHORT_LINEAR_GRID if search.short else LINEAR_GRID
+    total = sum(len(strengths) for *_, strengths in grid)
+    for penalty, weight, strengths in grid:
+        model = _model(penalty, weight, search.seed)
+        shift = np.log(search.odds_weight) if weight else 0.0
+        for C in strengths:
+            started = time.perf_counter()
+            model.set_params(C=C)
+            with warnings.catch_warnings():
+                # Told in the tuning table instead.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                model.fit(train, search.y_train)
+            seconds = time.perf_counter() - started
+            weights, intercept = model.coef_[0].astype(np.float64), float(model.intercept_[0]) - shift
+            converged = bool(model.n_iter_[0] < _MAX_ITERATIONS)
+            options = {"penalty": penalty, "C": C, "class_weight": weight, "converged": converged}
+            predictor = _predictor(scale @ weights, intercept)
+            search.offer(options, predictor, _predictor(weights, intercept)(tuning), total, seconds)
     return search.finish("logistic_regression")
 
 
-def _inverse_deviation(X: sparse.csr_matrix) -> sparse.dia_matrix:
+def _model(penalty: str, weight: str | None, seed: int) -> LogisticRegression:
+    if penalty == RIDGE:
+        return LogisticRegression(class_weight=weight, max_iter=_MAX_ITERATIONS, tol=1e-4, warm_start=True)
+    # liblinear penalises the intercept, too; the scaling makes that a tenth of a weight's penalty.
+    return LogisticRegression(
+        l1_ratio=1.0, solver="liblinear", class_weight=weight, max_iter=_MAX_ITERATIONS, tol=1e-3,
+        intercept_scaling=10.0, random_state=seed,
+    )  # fmt: skip
+
+
+def inverse_deviation(X: sparse.csr_matrix) -> sparse.dia_matrix:
+    """Diagonal matrix that divides columns by their standard deviation, counted as at least 0.3; 0 for constants."""
     rows = X.shape[0]
     mean = np.asarray(X.sum(0), dtype=np.float64).ravel() / rows
     square = np.asarray(X.multiply(X).sum(0), dtype=np.float64).ravel() / rows

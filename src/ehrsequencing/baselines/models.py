@@ -10,6 +10,8 @@ from ehrsequencing.baselines.fitted import FittedBaseline, Progress, Search
 from ehrsequencing.errors import ConfigError
 
 BASELINES = ("prevalence", "logistic_regression", "random_forest", "xgboost")
+BUDGET, SHORT_BUDGET = 12, 4
+"""Settings that each of the models tries."""
 
 
 def fit_baseline(
@@ -22,14 +24,19 @@ def fit_baseline(
     seed: int = 0,
     threads: int = 2,
     progress: Progress | None = None,
+    short: bool = False,
 ) -> FittedBaseline:
-    """Fit a baseline on train over a small grid, settings chosen by log loss on tuning.
+    """Fit a baseline on train, settings chosen by log loss on tuning.
+
+    Every model is given `BUDGET` settings (`SHORT_BUDGET` where `short`), class weights among them; probabilities
+    learned with weights are brought back to the odds of train before they are judged.
 
     Args:
         name: One of `BASELINES`.
         X_train, X_tuning: Float [rows, features] from one `CountFeatures`.
         y_train, y_tuning: Bool [rows].
         progress: Called as `progress(settings done, settings in all)`.
+        short: Try few settings, for tasks that need a model per category; random forest has no short form.
 
     Raises:
         ConfigError: unknown name.
@@ -38,7 +45,7 @@ def fit_baseline(
     """
     if name not in BASELINES:
         raise ConfigError("unknown baseline", got=name, expected=", ".join(BASELINES))
-    search = Search(X_train, y_train, X_tuning, y_tuning, seed=seed, threads=threads, progress=progress)
+    search = Search(X_train, y_train, X_tuning, y_tuning, seed=seed, threads=threads, progress=progress, short=short)
     # scikit-learn and xgboost take a second to import, and prevalence needs neither.
     if name == "logistic_regression":
         from ehrsequencing.baselines.linear import fit_logistic_regression

@@ -14,39 +14,71 @@ from sklearn.ensemble import RandomForestClassifier
 
 from ehrsequencing.baselines.fitted import FittedBaseline, Predict, Search
 
-FOREST_LEAVES, FOREST_TREES = (10, 30, 100), 100
-BOOSTING_GRID: tuple[dict[str, Any], ...] = (
-    {"max_depth": 4, "learning_rate": 0.1, "min_child_weight": 10},
-    {"max_depth": 6, "learning_rate": 0.1, "min_child_weight": 10},
-    {"max_depth": 3, "learning_rate": 0.1, "min_child_weight": 1},
-    {"max_depth": 6, "learning_rate": 0.05, "min_child_weight": 10},
-    {"max_depth": 4, "learning_rate": 0.05, "min_child_weight": 50},
-    {"max_depth": 8, "learning_rate": 0.05, "min_child_weight": 20},
+Options = dict[str, Any]
+
+FOREST_TREES, FOREST_ROWS = 100, 20_000
+FOREST_GRID: tuple[Options, ...] = (
+    *({"min_samples_leaf": leaf, "max_features": "sqrt"} for leaf in (15, 50)),
+    *({"min_samples_leaf": leaf, "max_features": 0.1} for leaf in (10, 20, 50, 150)),
+    *({"min_samples_leaf": leaf, "max_features": 0.3} for leaf in (8, 20, 60)),
+    {"min_samples_leaf": 30, "max_features": 0.5},
+    {"min_samples_leaf": 100, "max_features": 0.1, "class_weight": "balanced"},
+    {"min_samples_leaf": 60, "max_features": 0.3, "class_weight": "balanced"},
 )
+BOOSTING_GRID: tuple[Options, ...] = (
+    {"max_depth": 2, "learning_rate": 0.1, "min_child_weight": 1},
+    {"max_depth": 3, "learning_rate": 0.1, "min_child_weight": 1},
+    {"max_depth": 4, "learning_rate": 0.1, "min_child_weight": 10},
+    {"max_depth": 6, "learning_rate": 0.05, "min_child_weight": 20},
+    {"max_depth": 4, "learning_rate": 0.05, "min_child_weight": 50},
+    {"max_depth": 6, "learning_rate": 0.1, "min_child_weight": 10},
+    {"max_depth": 6, "learning_rate": 0.02, "min_child_weight": 20},
+    {"max_depth": 8, "learning_rate": 0.05, "min_child_weight": 20},
+    {"max_depth": 8, "learning_rate": 0.05, "min_child_weight": 100},
+    {"max_depth": 10, "learning_rate": 0.05, "min_child_weight": 20},
+    {"max_depth": 12, "learning_rate": 0.05, "min_child_weight": 50},
+    {"max_depth": 6, "learning_rate": 0.05, "min_child_weight": 20, "class_weight": "balanced"},
+)
+SHORT_SETTINGS = 4
 BOOSTING_ROUNDS, BOOSTING_PATIENCE, BOOSTING_BINS = 1000, 40, 64
 
 
 def fit_random_forest(search: Search) -> FittedBaseline:
-    """Random forest over a grid of smallest leaf sizes."""
+    """Random forest over smallest leaf sizes, columns per split and class weights.
+
+    A tree sees half of the rows, `FOREST_ROWS` at most.
+    """
     train, tuning = search.X_train.tocsc(), search.X_tuning
-    for leaf in FOREST_LEAVES:
+    share = min(0.5, FOREST_ROWS / len(search.y_train))
+    for options in FOREST_GRID:
         model = RandomForestClassifier(
-            FOREST_TREES, min_samples_leaf=leaf, max_features="sqrt", max_samples=0.5,
-            n_jobs=search.threads, random_state=search.seed,
-        )  # fmt: skip
+            FOREST_TREES, **options, max_samples=share, n_jobs=search.threads, random_state=search.seed
+        )
         started = time.perf_counter()
         model.fit(train, search.y_train)
         # Threads add up the trees in whichever order they finish, which changes last bits and hence ties.
         model.set_params(n_jobs=1)
         seconds = time.perf_counter() - started
-        predictor = _forest_predictor(model)
-        used = {"min_samples_leaf": leaf, "trees": FOREST_TREES}
-        search.offer(used, predictor, predictor(tuning), len(FOREST_LEAVES), seconds)
+        predictor = _forest_predictor(model, search.odds_weight if "class_weight" in options else 1.0)
+        used = {"class_weight": None, **options, "trees": FOREST_TREES}
+        search.offer(used, predictor, predictor(tuning), len(FOREST_GRID), seconds)
     return search.finish("random_forest")
 
 
-def _forest_predictor(model: RandomForestClassifier) -> Predict:
-    return lambda X: model.predict_proba(X)[:, 1]
+def _forest_predictor(model: RandomForestClassifier, weight: float) -> Predict:
+    return lambda X: unweighted(model.predict_proba(X)[:, 1], weight)
+
+
+def unweighted(p: NDArray[np.floating], weight: float) -> NDArray[np.float64]:
+    """Probabilities whose odds were learned with positives weighted `weight` times as much, without that weight.
+
+    Source: King & Zeng 2001, Political Analysis 9:137-163, section 4.1.
+
+    >>> unweighted(np.array([0.0, 0.5, 1.0]), 4.0).tolist()
+    [0.0, 0.2, 1.0]
+    """
+    p = np.asarray(p, dtype=np.float64)
+    return p / (p + weight * (1 - p))
 
 
 def fit_xgboost(search: Search) -> FittedBaseline:
@@ -57,31 +89,42 @@ def fit_xgboost(search: Search) -> FittedBaseline:
     not depend on `threads`.
     """
 
-    def boost(options: dict[str, Any]) -> tuple[xgb.Booster, float]:
+    def boost(options: Options) -> tuple[xgb.Booster, float]:
         started = time.perf_counter()
         train = xgb.QuantileDMatrix(search.X_train, label=search.y_train, max_bin=BOOSTING_BINS, nthread=1)
         # Predicting on a QuantileDMatrix searches every column of every row: 20 times slower than on this one.
         tuning = xgb.DMatrix(search.X_tuning, label=search.y_tuning, nthread=1)
+        weight = _weight(search, options)
+        # Both classes weigh as much on tuning as in the fit, or early stopping would watch another loss.
+        tuning.set_weight(np.where(search.y_tuning, weight, 1.0))
+        used = {name: value for name, value in options.items() if name != "class_weight"}
         booster = xgb.train(
             {
-                **options, "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist",
+                **used, "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist",
                 "max_bin": BOOSTING_BINS, "subsample": 0.8, "colsample_bytree": 0.5, "nthread": 1, "seed": search.seed,
+                "scale_pos_weight": weight,
             },
             train, BOOSTING_ROUNDS, evals=[(tuning, "tuning")],
             early_stopping_rounds=BOOSTING_PATIENCE, verbose_eval=False,
         )  # fmt: skip
         return booster, time.perf_counter() - started
 
+    grid = BOOSTING_GRID[:SHORT_SETTINGS] if search.short else BOOSTING_GRID
     with ThreadPoolExecutor(max(1, search.threads)) as pool:
-        for options, (booster, seconds) in zip(BOOSTING_GRID, pool.map(boost, BOOSTING_GRID), strict=True):
-            predictor = _booster_predictor(booster)
-            used = {**options, "trees": booster.best_iteration + 1}
-            search.offer(used, predictor, predictor(search.X_tuning), len(BOOSTING_GRID), seconds)
+        for options, (booster, seconds) in zip(grid, pool.map(boost, grid), strict=True):
+            predictor = _booster_predictor(booster, _weight(search, options))
+            used = {"class_weight": None, **options, "trees": booster.best_iteration + 1}
+            search.offer(used, predictor, predictor(search.X_tuning), len(grid), seconds)
     return search.finish("xgboost")
 
 
-def _booster_predictor(booster: xgb.Booster) -> Predict:
+def _weight(search: Search, options: Options) -> float:
+    return search.odds_weight if "class_weight" in options else 1.0
+
+
+def _booster_predictor(booster: xgb.Booster, weight: float) -> Predict:
     def predict(X: sparse.csr_matrix) -> NDArray[np.float64]:
-        return booster.predict(xgb.DMatrix(X, nthread=1), iteration_range=(0, booster.best_iteration + 1))
+        p = booster.predict(xgb.DMatrix(X, nthread=1), iteration_range=(0, booster.best_iteration + 1))
+        return unweighted(p, weight)
 
     return predict

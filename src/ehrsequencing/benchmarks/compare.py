@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,48 +12,39 @@ import numpy as np
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
+from ehrsequencing.benchmarks.arms import Arm, best_of_each, members, run_arm
+from ehrsequencing.benchmarks.external import External, is_external, open_external, require_labels
+from ehrsequencing.benchmarks.multilabel import category_table, judge_multilabel
+from ehrsequencing.benchmarks.oracle import oracle_arms
+from ehrsequencing.benchmarks.validation import Validation, ValidationOptions, add_validation, write_flat
 from ehrsequencing.data.artefacts import refuse_in_data
-from ehrsequencing.data.labels import labels_hash, read_labels
+from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.evaluation.bootstrap import Estimate, paired_difference, summarise_seeds
 from ehrsequencing.evaluation.calibration import calibration_curve
-from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points
-from ehrsequencing.evaluation.predict import load_classifier, predict, prediction_frame
+from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points, thinned
+from ehrsequencing.evaluation.predict import prediction_frame
 from ehrsequencing.io import atomic_path, read_json, write_json, write_text
+from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.report import write_report
-from ehrsequencing.tracking.report_data import read_report_data, write_report_data
+from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.tracking.text import summary_text
-from ehrsequencing.tracking.words import best_model
-from ehrsequencing.training.finetune import binary_examples
+from ehrsequencing.training.examples import labelled_examples
 from ehrsequencing.training.runs import flow_section
 
 BASELINES = ("logistic_regression", "random_forest", "xgboost")
 METRIC_NAMES = ("auroc", "auprc", "f1", "brier", "ece")
+ORACLE_METRICS = ("auroc", "auprc", "brier", "ece")
+"""F1 needs a threshold from tuning, where the oracle is not asked."""
 PAIRED_METRICS = ("auroc", "auprc", "brier")
 
 
 @dataclass
-class Arm:
-    """One model of the comparison: what it is and what it predicts (per seed, float [examples])."""
-
-    name: str
-    kind: str
-    tuning: list[np.ndarray]
-    held_out: list[np.ndarray]
-    seconds: float
-    trainable_parameters: int | None = None
-    notes: str = ""
-    features: int | None = None
-    grid: list[dict[str, Any]] = field(default_factory=list)
-    chosen: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
 class Comparison:
-    """All arms on the same examples."""
+    """All arms on the same examples; `oracles` are beside them, not among them: nothing was fitted."""
 
     task: str
     examples: dict[str, Examples]
@@ -62,6 +52,10 @@ class Comparison:
     metrics: dict[str, dict[str, dict[str, Any]]]
     differences: list[dict[str, Any]]
     report: dict[str, Any]
+    notes: list[str]
+    validation: Validation = field(default_factory=Validation)
+    external: External | None = None
+    oracles: list[Arm] = field(default_factory=list)
 
 
 def compare(
@@ -70,7 +64,11 @@ def compare(
     labels_path: str | Path,
     *,
     baselines: Sequence[str] = BASELINES,
+    history: str = "model",
     reference: str | None = None,
+    validation: ValidationOptions | None = None,
+    external: External | None = None,
+    oracle: str | Path | None = None,
     resamples: int = 1000,
     seed: int = 0,
     threads: int = 2,
@@ -82,9 +80,13 @@ def compare(
     Args:
         runs: Fine-tuning runs on this store and these labels.
         store_path: Token store.
-        labels_path: Binary labels.
+        labels_path: Binary or multi-label labels.
         baselines: Names from `BASELINES`; each is fitted on train and chosen on tuning.
+        history: What the baselines see: "model", the histories as cut for the longest model of `runs`; or "whole".
         reference: Name of the arm to which the others are compared; the first run by default.
+        validation: Recalibration and subgroups; defaults of `ValidationOptions`.
+        external: Another dataset, judged in place of the held-out subjects.
+        oracle: The synthetic dataset of the store; adds its ceiling and attainable optimum.
         resamples: Bootstrap resamples over subjects.
         seed: Of bootstrap and baselines.
         threads: For the baselines.
@@ -94,18 +96,31 @@ def compare(
     Raises:
         RunError: a run was trained on another store or other labels.
         LabelError: a split has no label or one class.
+        ConfigError: a run named twice, or an oracle that does not know the task.
     """
     twice = [str(run) for index, run in enumerate(runs) if run.resolve() in [r.resolve() for r in runs[:index]]]
     if twice:
         raise ConfigError(f"{twice[0]} is named twice", remedy="name each run once")
     store = TokenStore.open(store_path).verify()
     labels, manifest = read_labels(labels_path)
-    examples = binary_examples(store, labels, str(labels_path), SPLITS)
+    validation = validation or ValidationOptions()
+    validation.check(store)
+    examples, notes = labelled_examples(store, labels, manifest, str(labels_path), SPLITS)
+    if external is not None:
+        store, examples = external.in_place_of_held_out(store, examples)
+        manifest = external.manifest
     task = str(manifest.get("task", Path(labels_path).stem))
+    oracles: list[Arm] = []
+    if oracle is not None:
+        if external is not None:
+            raise ConfigError("the oracle is of the training dataset", remedy="leave out --oracle")
+        say("futures of held-out subjects, for the oracle")
+        oracles, more = oracle_arms(oracle, store, examples["held_out"], manifest, progress=progress)
+        notes += more
     arms = []
     for run in runs:
         say(f"predicting with {run}")
-        arms.append(_run_arm(run, store, Path(labels_path), examples, progress))
+        arms.append(run_arm(run, store, Path(labels_path), examples, progress))
     for name in {arm.name for arm in arms}:
         same = [(arm, run) for arm, run in zip(arms, runs, strict=True) if arm.name == name]
         for arm, run in same if len(same) > 1 else []:
@@ -114,8 +129,24 @@ def compare(
         raise ConfigError(
             "several runs have one name and one folder name", got=", ".join(map(str, runs)), remedy="rename a folder"
         )
+    lengths = [arm.max_length for arm in arms if arm.max_length is not None]
+    max_rows = max(lengths) - 1 if history == "model" and lengths else None
     if baselines:
-        arms += _baseline_arms(store, examples, baselines, seed, threads, say, progress)
+        notes.append(
+            "Baselines see whole histories." if max_rows is None
+            else f"Baselines see what the models see: the static and the latest events, {max_rows} at most."
+        )  # fmt: skip
+    if examples["held_out"].categories:
+        judged = judge_multilabel(
+            arms, store, examples, manifest, task,
+            baselines=baselines, max_rows=max_rows, reference=reference, resamples=resamples, seed=seed,
+            threads=threads, say=say, progress=progress,
+        )  # fmt: skip
+        report = _shared_sections(judged.arms, examples, manifest, task, judged.differences) | judged.report
+        notes += judged.notes
+        return Comparison(task, examples, judged.arms, judged.metrics, judged.differences, report, notes)
+    if baselines:
+        arms += _baseline_arms(store, examples, baselines, max_rows, seed, threads, say, progress)
     say(f"bootstrap over {len(np.unique(examples['held_out'].subject_id))} held-out subjects")
     metrics = {arm.name: _judge(arm, examples, task, resamples, seed) for arm in arms}
     against = next((arm for arm in arms if arm.name == reference), arms[0])
@@ -126,23 +157,28 @@ def compare(
         for metric in PAIRED_METRICS
     ]
     for metric in PAIRED_METRICS:
-        pair = _best_of_each(arms, metrics, f"{task}/{metric}")
+        pair = best_of_each(arms, metrics, f"{task}/{metric}")
         if pair and against not in pair:
             differences.append(_difference(*pair, metric, examples["held_out"], task, resamples, seed))
     report = _report_sections(arms, examples, manifest, task, differences)
-    return Comparison(task, examples, arms, metrics, differences, report)
+    comparison = Comparison(task, examples, arms, metrics, differences, report, notes, external=external)
+    comparison.validation = add_validation(comparison, store, validation, resamples=resamples, seed=seed, say=say)
+    _add_oracles(comparison, oracles, resamples, seed)
+    return comparison
 
 
-def _best_of_each(arms: list[Arm], metrics: dict[str, dict[str, dict[str, Any]]], key: str) -> tuple[Arm, Arm] | None:
-    """The best trained model and the best baseline by one metric: the pair that says whether it was worth it."""
-    chosen = []
-    for baseline in (False, True):
-        entries = {arm.name: metrics[arm.name][key] for arm in arms if (arm.kind == "baseline") == baseline}
-        if not entries:
-            return None
-        chosen.append(best_model(entries, key))
-    by_name = {arm.name: arm for arm in arms}
-    return by_name[chosen[0]], by_name[chosen[1]]
+def _add_oracles(comparison: Comparison, oracles: list[Arm], resamples: int, seed: int) -> None:
+    """Metrics, a row of the models, and how far the best trained model and baseline are from the last oracle."""
+    comparison.oracles = oracles
+    if not oracles:
+        return
+    task, held = comparison.task, comparison.examples["held_out"]
+    key = f"{task}/auroc"
+    pair = best_of_each(comparison.arms, comparison.metrics, key) or (comparison.arms[0],)
+    for arm in oracles:
+        comparison.metrics[arm.name] = _judge(arm, comparison.examples, task, resamples, seed)
+        comparison.report["models"].append(_model_row(arm))
+        comparison.differences += [_difference(arm, other, "auroc", held, task, resamples, seed) for other in pair]
 
 
 def save_predictions(comparison: Comparison, folder: Path) -> None:
@@ -153,73 +189,32 @@ def save_predictions(comparison: Comparison, folder: Path) -> None:
             for arm in comparison.arms
             for index, probabilities in enumerate(getattr(arm, split))
         }
+        columns |= {arm.name: arm.held_out[0] for arm in comparison.oracles if split == "held_out"}
         frame = prediction_frame(comparison.examples[split], columns)
         with atomic_path(folder / f"{split}.parquet") as temporary:
             frame.write_parquet(temporary)
-
-
-def members(run: Path) -> list[Path]:
-    """The trainings of a run: itself, or one per seed under `arms/`."""
-    return sorted((run / "arms").glob("seed-*")) or [run]
-
-
-def _run_arm(
-    run: Path,
-    store: TokenStore,
-    labels: Path,
-    examples: dict[str, Examples],
-    progress: Callable[[str, int, int], None],
-) -> Arm:
-    predictions: dict[str, list[np.ndarray]] = {"tuning": [], "held_out": []}
-    seconds = inference = 0.0
-    for member in members(run):
-        metadata = read_json(member / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
-        for key, mine in (("store_fingerprint", store.fingerprint), ("labels_hash", labels_hash(labels))):
-            if metadata.get(key) != mine:
-                raise RunError(
-                    f"{member} was trained with another {key.split('_')[0]}",
-                    got=mine[:16],
-                    expected=str(metadata.get(key))[:16],
-                    remedy="evaluate on the store and labels that the run was trained with",
-                )
-        model = load_classifier(member, store)
-        row = read_report_data(member).models[0]
-        started = time.monotonic()
-        for split, found in predictions.items():
-            found.append(
-                predict(
-                    model,
-                    store,
-                    split,
-                    examples[split],
-                    progress=partial(progress, f"{row.model} {split}"),
-                )
-            )
-        inference += time.monotonic() - started
-        seconds += row.seconds or 0.0
-    histories = sum(len(found) for split in predictions.values() for found in split)
-    return Arm(
-        name=row.model,
-        kind=str(metadata["method"]),
-        seconds=seconds,
-        trainable_parameters=metadata["parameters"]["trainable"],
-        notes=f"{1000 * inference / histories:.1f} ms per history at inference",
-        tuning=predictions["tuning"],
-        held_out=predictions["held_out"],
-    )
+    if comparison.examples["held_out"].categories:
+        with atomic_path(folder / "categories.csv") as temporary:
+            category_table(comparison.arms, comparison.examples["held_out"]).write_csv(temporary)
+        return
+    external = comparison.external
+    write_flat(comparison, folder, comparison.validation.groups, external.split_of if external else None)
 
 
 def _baseline_arms(
     store: TokenStore,
     examples: dict[str, Examples],
     names: Sequence[str],
+    max_rows: int | None,
     seed: int,
     threads: int,
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> list[Arm]:
     say("count features for the baselines")
-    features = CountFeatures.fit(store.split("train"), examples["train"], store.vocabulary, store.values)
+    features = CountFeatures.fit(
+        store.split("train"), examples["train"], store.vocabulary, store.values, max_rows=max_rows
+    )
     matrices = {split: features.transform(store.split(split), examples[split]) for split in SPLITS}
     targets = {split: np.asarray(examples[split].target) > 0.5 for split in SPLITS}
     arms = []
@@ -257,8 +252,8 @@ def _judge(arm: Arm, examples: dict[str, Examples], task: str, resamples: int, s
         np.asarray(held.target) > 0.5,
         arm.held_out,
         held.subject_id,
-        metrics=METRIC_NAMES,
-        thresholds=[f1_threshold(truth, probabilities) for probabilities in arm.tuning],
+        metrics=METRIC_NAMES if arm.tuning else ORACLE_METRICS,
+        thresholds=[f1_threshold(truth, probabilities) for probabilities in arm.tuning] or 0.5,
         resamples=resamples,
         seed=seed,
     )
@@ -289,25 +284,27 @@ def _report_sections(
     task: str,
     differences: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    held = examples["held_out"]
-    truth = np.asarray(held.target) > 0.5
-    return {
-        "title": f"Held-out evaluation of {task}",
-        "models": [
-            {
-                "model": arm.name,
-                "kind": arm.kind,
-                "trainable_parameters": arm.trainable_parameters,
-                "seconds": arm.seconds,
-                "notes": arm.notes,
-            }
-            for arm in arms
-        ],
-        "differences": differences,
-        "roc": {arm.name: _points(roc_points(truth, arm.held_out[0])) for arm in arms},
-        "pr": {arm.name: _points(precision_recall_points(truth, arm.held_out[0])) for arm in arms},
+    truth = np.asarray(examples["held_out"].target) > 0.5
+    return _shared_sections(arms, examples, manifest, task, differences) | {
+        "roc": {arm.name: thinned(roc_points(truth, arm.held_out[0])) for arm in arms},
+        "pr": {arm.name: thinned(precision_recall_points(truth, arm.held_out[0])) for arm in arms},
         "confusion": _confusion(arms[0], examples),
         "calibration": {arm.name: calibration_curve(truth, arm.held_out[0], bins=10) for arm in arms},
+    }
+
+
+def _shared_sections(
+    arms: list[Arm],
+    examples: dict[str, Examples],
+    manifest: dict[str, Any],
+    task: str,
+    differences: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What the reports of binary and multi-label tasks both hold."""
+    return {
+        "title": f"Held-out evaluation of {task}",
+        "models": [_model_row(arm) for arm in arms],
+        "differences": differences,
         "cohort": flow_section(manifest),
         "data": {
             f"{split} examples (positives, subjects)": (
@@ -323,6 +320,16 @@ def _report_sections(
     }
 
 
+def _model_row(arm: Arm) -> dict[str, Any]:
+    return {
+        "model": arm.name,
+        "kind": arm.kind,
+        "trainable_parameters": arm.trainable_parameters,
+        "seconds": arm.seconds,
+        "notes": arm.notes,
+    }
+
+
 def _confusion(arm: Arm, examples: dict[str, Examples]) -> dict[str, Any]:
     """Counts on held-out at the threshold that is best on tuning."""
     threshold = f1_threshold(np.asarray(examples["tuning"].target) > 0.5, arm.tuning[0])
@@ -332,13 +339,6 @@ def _confusion(arm: Arm, examples: dict[str, Examples]) -> dict[str, Any]:
     return {"classes": ["no", "yes"], "counts": counts, "model": arm.name, "threshold": threshold}
 
 
-def _points(curve: tuple[np.ndarray, np.ndarray], most: int = 200) -> dict[str, list[float]]:
-    """A curve thinned to what a page can show."""
-    x, y = curve
-    keep = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
-    return {"x": [float(v) for v in x[keep]], "y": [float(v) for v in y[keep]]}
-
-
 def evaluate_run(
     run: str | Path,
     store_path: str | Path,
@@ -346,6 +346,10 @@ def evaluate_run(
     *,
     others: Sequence[Path] = (),
     baselines: Sequence[str] = BASELINES,
+    validation: ValidationOptions | None = None,
+    training_store: Path | None = None,
+    oracle: Path | None = None,
+    history: str = "model",
     resamples: int = 1000,
     seed: int = 0,
     threads: int = 2,
@@ -353,6 +357,18 @@ def evaluate_run(
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Judge a run beside others and baselines; write summary, predictions and report into the run.
+
+    With a store of another dataset it is an external validation: baselines are fitted on the training store, all
+    labelled subjects of the other are judged, and the result lies in `arms/on-STORE` of the run (`result_folder`).
+
+    Args:
+        run: Fine-tuning run.
+        store_path: The store it was trained on, or one of another dataset with the same vocabulary.
+        labels_path: Labels; the run's own by default, needed for another dataset.
+        others: Runs to judge beside it, trained on the same store and labels.
+        validation: Recalibration and subgroups.
+        training_store: Where the training store lies now, for an external validation.
+        oracle: The synthetic dataset of the store, for its ceiling and attainable optimum.
 
     Returns:
         The run's summary with held-out metrics of every model.
@@ -364,14 +380,25 @@ def evaluate_run(
         raise RunError(
             f"{run} is not a fine-tuning run", got=metadata.get("kind"), remedy="run `ehrseq finetune` on it first"
         )
+    if history not in ("model", "whole"):
+        raise ConfigError("what the baselines see", got=history, expected="model or whole")
     unknown = [name for name in baselines if name not in BASELINES]
     if unknown:
         raise ConfigError(f"unknown baseline {unknown[0]}", expected=", ".join(BASELINES) + " or none")
+    store, external = TokenStore.open(store_path), None
+    if is_external(metadata, store, training_store):
+        labels_path = require_labels(labels_path, store)
+        external = open_external([run, *others], store_path, labels_path, training_store=training_store)
+        store_path, labels_path = training_store or metadata["store"], metadata["labels"]
     comparison = compare(
         [run, *others],
         store_path,
         labels_path or metadata["labels"],
         baselines=baselines,
+        validation=validation,
+        external=external,
+        oracle=oracle,
+        history=history,
         resamples=resamples,
         seed=seed,
         threads=threads,
@@ -383,7 +410,18 @@ def evaluate_run(
         arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)
     }
     sections["caveats"] = comparison_caveats(comparison)
-    return finish_comparison(run, comparison, sections)
+    out = result_folder(run, store.path) if external is not None else run
+    if external is not None:
+        sections |= {"title": f"External validation of {run.name} on {store.path.name}", "unknown": external.unknown}
+        with ExperimentTracker(out.name, out.parent, exist_ok=True) as tracker:
+            tracker.log_hyperparameters({"run": str(run), "store": str(store.path), "resamples": resamples})
+            tracker.log_metadata({"kind": "external validation", "store_fingerprint": store.fingerprint})
+    return finish_comparison(out, comparison, sections)
+
+
+def result_folder(run: Path, store: Path) -> Path:
+    """Where the external validation of a run on another store lies."""
+    return run / "arms" / f"on-{store.resolve().name}"
 
 
 def finish_comparison(
@@ -394,6 +432,9 @@ def finish_comparison(
     summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
     summary["metrics"] = {**comparison.metrics, **(more or {})}
     summary["differences"] = comparison.differences
+    summary |= comparison.validation.summary
+    if comparison.external is not None:
+        summary["unknown"] = comparison.external.unknown
     write_json(run / "summary.json", summary)
     write_report_data(run, sections)
     hyperparameters = read_json(run / "hyperparameters.json")
@@ -410,7 +451,7 @@ def learning_curve(run: Path) -> dict[str, list[list[float]]]:
     history = read_json(run / "logs" / "metrics_history.json")
     return {
         name: [[row["epoch"], row["value"]] for row in history.get(name, [])]
-        for name in ("train_loss", "val_loss", "val_auroc")
+        for name in ("train_loss", "val_loss", "val_auroc", "val_auroc_macro")
         if name in history
     }
 
@@ -418,12 +459,18 @@ def learning_curve(run: Path) -> dict[str, list[list[float]]]:
 def comparison_caveats(comparison: Comparison) -> list[str]:
     """What a sceptical reader should know of this table."""
     held = comparison.examples["held_out"]
-    positives = int(np.asarray(held.target).sum())
+    target = np.asarray(held.target)
+    positives = f"{int(target.sum()):,} of them positive"
+    if held.categories:
+        positives = f"{int(target.any(1).sum()):,} of them with a positive among {len(held.categories)} categories"
     return [
         f"Held-out: {len(held.index):,} histories of {len(np.unique(held.subject_id)):,} subjects, "
-        f"{positives:,} of them positive; no model was fitted, tuned or stopped on them.",
+        f"{positives}; no model was fitted, tuned or stopped on them.",
         "Intervals resample subjects, not histories; they cover the draw of subjects and not the seed of training, "
         "unless several seeds are stated.",
-        "F1 uses the threshold that is best on tuning. Baselines see the same history as the models: counts, recency, "
-        "last values and trends, demographics and utilisation.",
+        "F1 uses thresholds that are best on tuning. Baselines see counts, recency, last values and trends, "
+        "demographics and utilisation.",
+        *comparison.notes,
+        *(comparison.external.notes if comparison.external else []),
+        *comparison.validation.notes,
     ]

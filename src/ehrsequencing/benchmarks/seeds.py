@@ -61,7 +61,17 @@ def finetune_seeds(
                     )
                 )
         member = read_json(arm / "metadata.json")
-        shared = ("kind", "task", "method", "store", "store_fingerprint", "labels", "labels_hash", "parameters")
+        shared = (
+            "kind",
+            "task",
+            "method",
+            "store",
+            "store_fingerprint",
+            "labels",
+            "labels_hash",
+            "parameters",
+            "audit",
+        )
         tracker.log_metadata({key: member[key] for key in shared})
         tracker.log_hyperparameters(config.model_dump(mode="json"))
         write_config(out / "config.toml", config)

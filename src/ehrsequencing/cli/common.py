@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +21,13 @@ Sets = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output path.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Take up a killed run at its last checkpoint.")]
 
+Accept = Annotated[
+    list[str] | None,
+    typer.Option("--accept", help="Check of the audit whose error is accepted and written into the run; repeatable."),
+]
+PIPED_WIDTH = 200
+"""Columns of a table that goes into a pipe or file, where no terminal sets them."""
+
 
 def say(message: str) -> None:
     """Print one line for the user, above any progress bar."""
@@ -28,6 +35,22 @@ def say(message: str) -> None:
         _bars[-1].console.print(message, markup=False, highlight=False, soft_wrap=True)
     else:
         typer.echo(message)
+
+
+def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0, lines: bool = False) -> None:
+    """Print a table; the last `numbers` columns align right. Piped output is as wide as the text asks, up to 200."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.ASCII2 if not sys.stdout.isatty() else box.ROUNDED, show_lines=lines)
+    for position, name in enumerate(header):
+        table.add_column(name, justify="right" if position >= len(header) - numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console.print(table)
 
 
 _bars: list[Any] = []

@@ -40,18 +40,25 @@ def synth(
 
 
 def import_(
-    kind: Annotated[str, typer.Argument(help="Source, for example uci-diabetes.")],
+    kind: Annotated[str, typer.Argument(help="Source: uci-diabetes, mimic-iv or omop.")],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of the publisher.")],
     out: Annotated[Path, typer.Argument(help="Folder of the MEDS dataset to write.")],
+    strict: Annotated[bool, typer.Option("--strict", help="An event that would be dropped is an error.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn raw files into a MEDS dataset."""
     from ehrsequencing.data.dataset import MedsDataset
     from ehrsequencing.data.sources import import_source
 
+    options = {"strict": True} if strict else {}
     with progress_bars() as update:
         import_source(
-            kind, source, out, overwrite=overwrite, progress=lambda done, total: update(f"import {kind}", done, total)
+            kind,
+            source,
+            out,
+            overwrite=overwrite,
+            progress=lambda done, total: update(f"import {kind}", done, total),
+            **options,
         )
     _summary(MedsDataset.open(out).manifest)
     say(f"MEDS dataset written to {out}")
@@ -96,8 +103,19 @@ def prepare(
     say(f"vocabulary: {len(made.vocabulary):,} tokens; token store written to {store}")
 
 
+_IMPORTED = (
+    "visits", "events_by_kind", "events_dropped", "events_after_death", "subjects_without_birth", "conflicts",
+    "tables_missing", "tables_not_read",
+)  # fmt: skip
+
+
 def _summary(manifest: dict) -> None:
-    for key, value in manifest.get("counts", {}).items():
+    imported = {key: manifest[key] for key in _IMPORTED if key in manifest}
+    for key, value in (manifest.get("counts", {}) | imported).items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {count:,}" for name, count in value.items()) or "none"
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
         say(f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}")
     for note in manifest.get("notes", []):
         say(f"note: {note}")

@@ -12,20 +12,45 @@ from ehrsequencing.cli.common import progress_bars, say
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Fine-tuning run; the report is written here.")],
-    store: Annotated[Path, typer.Argument(help="Token store it was trained on.")],
-    labels: Annotated[Path | None, typer.Argument(help="Labels; the run's own by default.")] = None,
+    store: Annotated[
+        Path, typer.Argument(help="Token store it was trained on, or another dataset's with its vocabulary.")
+    ],
+    labels: Annotated[
+        Path | None, typer.Argument(help="Labels; the run's own by default, those of the other dataset else.")
+    ] = None,
     others: Annotated[list[Path] | None, typer.Option("--with", help="Another run to judge beside it.")] = None,
     baselines: Annotated[
         str, typer.Option("--baselines", help="Comma-separated, or none.")
     ] = "logistic_regression,random_forest,xgboost",
+    recalibrate: Annotated[
+        str, typer.Option("--recalibrate", help="platt or isotonic, fitted on tuning and shown beside; or none.")
+    ] = "none",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by", help="Subgroups: sex, age, race, ethnicity, year, CODE, SYSTEM//; none. What is there by default."
+        ),
+    ] = None,
+    training_store: Annotated[
+        Path | None, typer.Option("--training-store", help="Where the store of the training lies now.")
+    ] = None,
+    oracle: Annotated[
+        Path | None,
+        typer.Option("--oracle", help="Synthetic dataset of the store: adds its ceiling and attainable optimum."),
+    ] = None,
+    history: Annotated[
+        str, typer.Option("--baseline-history", help="What baselines see: model (cut as its histories are) or whole.")
+    ] = "model",
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of bootstrap and baselines.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=1, help="For the baselines.")] = 2,
 ) -> None:
-    """Judge runs and baselines on held-out subjects, with 95 % intervals."""
-    from ehrsequencing.benchmarks.compare import evaluate_run
+    """Judge runs and baselines on held-out subjects, or on another dataset, with 95 % intervals."""
+    from ehrsequencing.benchmarks.compare import evaluate_run, result_folder
+    from ehrsequencing.benchmarks.validation import ValidationOptions
 
     names = [] if baselines == "none" else [name.strip() for name in baselines.split(",") if name.strip()]
+    groups = None if by is None else () if by == "none" else tuple(name.strip() for name in by.split(","))
     with progress_bars() as update:
         summary = evaluate_run(
             run,
@@ -33,6 +58,10 @@ def evaluate(
             labels,
             others=others or [],
             baselines=names,
+            validation=ValidationOptions(recalibrate, groups),
+            training_store=training_store,
+            oracle=oracle,
+            history=history,
             resamples=resamples,
             seed=seed,
             threads=threads,
@@ -40,7 +69,33 @@ def evaluate(
             progress=update,
         )
     print_table(summary["metrics"])
-    say(f"report: {run / 'report.html'}")
+    out = result_folder(run, store) if "unknown" in summary else run
+    say(f"report: {out / 'report.html'}")
+
+
+SHOWN = (
+    "auroc",
+    "auprc",
+    "brier",
+    "ece",
+    "auroc_macro",
+    "auprc_macro",
+    "f1_macro",
+    "recall_at_10",
+    "new: recall_at_10",
+    "seen: recall_at_10",
+)
+
+
+def _heading(key: str) -> str:
+    """Metric of a key, after the population of codes that its task may name.
+
+    >>> _heading("next_visit_codes:new/recall_at_10"), _heading("onset:ICD10CM//I50@365/auroc")
+    ('new: recall_at_10', 'auroc')
+    """
+    task, _, metric = key.rpartition("/")
+    population = task.rpartition(":")[2]
+    return f"{population}: {metric}" if population in ("new", "seen") else metric
 
 
 def print_table(metrics: dict) -> None:
@@ -48,9 +103,9 @@ def print_table(metrics: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = list(dict.fromkeys(name for values in metrics.values() for name in values))
-    shown = [name for name in columns if name.rsplit("/", 1)[-1] in ("auroc", "auprc", "brier", "ece")]
-    table = Table("model", *(name.rsplit("/", 1)[-1] for name in shown))
+    columns = list(dict.fromkeys(name for values in metrics.values() for name in values if not _of_subgroup(name)))
+    shown = [name for name in columns if _heading(name) in SHOWN]
+    table = Table("model", *(_heading(name) for name in shown))
     for model, values in metrics.items():
         if not any(name in values for name in shown):
             continue
@@ -60,3 +115,9 @@ def print_table(metrics: dict) -> None:
             cells.append("" if entry is None else f"{entry['value']:.3f}\n[{entry['low']:.3f}, {entry['high']:.3f}]")
         table.add_row(model, *cells)
     Console().print(table)
+
+
+def _of_subgroup(key: str) -> bool:
+    from ehrsequencing.tracking.summary import split_key, subgroup_of
+
+    return subgroup_of(split_key(key)[0]) is not None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ehrsequencing.cli.common import ConfigFile, Overwrite, Resume, Sets, observed, say
+from ehrsequencing.cli.common import Accept, ConfigFile, Overwrite, Resume, Sets, observed, say
 
 
 def finetune(
@@ -23,6 +23,7 @@ def finetune(
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings that differ by seed.")] = 1,
     device: Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")] = None,
+    accept: Accept = None,
     config: ConfigFile = None,
     set_: Sets = None,
     resume: Resume = False,
@@ -43,9 +44,15 @@ def finetune(
             "optim.lr": lr,
             "loop.seed": seed,
             "loop.device": device,
+            "accept": accept,
         },
     )
+    from ehrsequencing.benchmarks.validation import labels_guidance
+    from ehrsequencing.data.store import TokenStore
     from ehrsequencing.tracking.report import write_report
+
+    for line in labels_guidance(TokenStore.open(store), labels):
+        say(line)
 
     if seeds == 1:
         from ehrsequencing.training.finetune import finetune as run

@@ -1,4 +1,4 @@
-"""`ehrseq task build` and `ehrseq task list`."""
+"""`ehrseq task build` and `ehrseq task list`; `ehrseq task audit` is in `cli.audit`."""
 
 from __future__ import annotations
 
@@ -7,42 +7,85 @@ from typing import Annotated
 
 import typer
 
-from ehrsequencing.cli.common import Overwrite, progress_bars, say
+from ehrsequencing.cli.audit import audit
+from ehrsequencing.cli.common import Overwrite, progress_bars, say, show_table
 
 app = typer.Typer(help="Cohorts and labels.", no_args_is_help=True, rich_markup_mode=None)
+app.command("audit")(audit)
 
 
 @app.command("list")
 def list_tasks() -> None:
-    """Show the tasks that can be built."""
-    from ehrsequencing.tasks.cohorts import TASK_PATTERNS
+    """Show the tasks that can be built, and the rules they keep."""
+    from ehrsequencing.tasks.parsing import NAMED_TASKS, SHARED_RULES, TASK_FAMILIES
 
-    for row in TASK_PATTERNS:
-        say(f"{row.pattern:28} {row.description}")
+    show_table(
+        ("Task", "Kind", "Asked at t", "Label", "Left out", "Follow-up", "Death"),
+        [
+            (row.pattern, row.kind, row.asked, row.label, row.excluded, row.follow_up, row.death)
+            for row in TASK_FAMILIES
+        ],
+        lines=True,
+    )
+    say("Named tasks: " + ", ".join(name for row in TASK_FAMILIES for name in row.named))
+    for name, written in NAMED_TASKS.items():
+        say(f"  {name} is {written}")
+    for rule in SHARED_RULES:
+        say(rule)
 
 
 @app.command("build")
 def build(
     meds: Annotated[Path, typer.Argument(help="MEDS dataset.")],
-    task: Annotated[str, typer.Option("--task", help="For example onset:ICD10CM//I50@365.")],
+    task: Annotated[str, typer.Option("--task", help="For example readmission_30d or onset:ICD10CM//I50@365.")],
     out: Annotated[Path, typer.Option("--out", help="Parquet file of the labels.")],
     history_days: Annotated[
-        int, typer.Option("--history-days", help="Days from the first event to the first prediction, at least.")
-    ] = 365,
+        int | None,
+        typer.Option("--history-days", help="Days from the first event to the first prediction, at least (365)."),
+    ] = None,
     spacing_days: Annotated[
-        int, typer.Option("--spacing-days", help="Days between two predictions of a subject, at least.")
-    ] = 365,
+        int | None,
+        typer.Option(
+            "--spacing-days", help="Days between two predictions of a subject, at least (365; time_to 73000)."
+        ),
+    ] = None,
     minimum_age_years: Annotated[
-        float, typer.Option("--minimum-age-years", help="Age at prediction, at least; 0 keeps unknown ages.")
-    ] = 18.0,
+        float | None,
+        typer.Option("--minimum-age-years", help="Age at prediction, at least (18); 0 keeps unknown ages."),
+    ] = None,
+    hours_after_admission: Annotated[
+        int | None,
+        typer.Option("--hours-after-admission", help="Prediction time of tasks asked within a hospital stay (24)."),
+    ] = None,
+    train_before: Annotated[
+        str | None,
+        typer.Option(
+            "--train-before", help="Temporal validation: of train and tuning, rows whose window ends before this date."
+        ),
+    ] = None,
+    test_after: Annotated[
+        str | None,
+        typer.Option(
+            "--test-after", help="Of held-out subjects, predictions from this date on (--train-before); YYYY-MM-DD."
+        ),
+    ] = None,
+    horizon_days: Annotated[
+        int | None,
+        typer.Option("--horizon-days", help="With --train-before: length of the window, where the task states none."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make labels from a MEDS dataset and print the cohort's flow."""
+    """Make labels from a MEDS dataset; print the cohort's flow, and how precisely an AUROC will be known."""
+    from dataclasses import asdict, replace
+
     from ehrsequencing.data.artefacts import refuse_labels_in_data
     from ehrsequencing.data.dataset import MedsDataset
     from ehrsequencing.data.labels import manifest_path, write_labels
     from ehrsequencing.errors import ConfigError, RunError
-    from ehrsequencing.tasks.cohorts import CohortRules, build_labels, parse_task
+    from ehrsequencing.evaluation.sample_size import split_guidance
+    from ehrsequencing.tasks.base import MAX_DAYS
+    from ehrsequencing.tasks.cohorts import build_labels, parse_task
+    from ehrsequencing.tasks.temporal import parse_date, split_by_time
 
     if out.is_dir():
         raise ConfigError("--out", got=f"the folder {out}", expected=f"a file, for example {out / 'labels.parquet'}")
@@ -52,13 +95,43 @@ def build(
     there = [path for path in (out, manifest_path(out)) if path.exists()]
     if there and not overwrite:
         raise RunError(f"{there[0]} exists already", remedy="choose another file or pass --overwrite")
-    rules = CohortRules(history_days, spacing_days, minimum_age_years)
     parsed = parse_task(task)
+    options = {
+        "history_days": history_days,
+        "spacing_days": spacing_days,
+        "minimum_age_years": minimum_age_years,
+        "hours_after_admission": hours_after_admission,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if unknown := sorted(set(given) - set(asdict(parsed.rules))):
+        raise ConfigError(
+            f"task {task} has no such option", got=", ".join(unknown), expected=", ".join(asdict(parsed.rules))
+        )
+    rules = replace(parsed.rules, **given)  # type: ignore[arg-type]
+    if train_before is None:
+        for option, value in (("--test-after", test_after), ("--horizon-days", horizon_days)):
+            if value is not None:
+                raise ConfigError(f"{option} is part of a temporal validation", expected="--train-before beside it")
+    if horizon_days is not None and not 0 <= horizon_days <= MAX_DAYS:
+        raise ConfigError("--horizon-days is out of range", got=horizon_days, expected=f"0 to {MAX_DAYS} days")
+    first_unlearned = None if train_before is None else parse_date(train_before, "--train-before")
+    first_judged = None if test_after is None else parse_date(test_after, "--test-after")
+    dataset = MedsDataset.open(meds)
     with progress_bars() as update:
         frame, manifest = build_labels(
-            MedsDataset.open(meds), parsed, rules, progress=lambda done, total: update("labels", done, total)
+            dataset, parsed, rules, progress=lambda done, total: update("labels", done, total)
+        )
+    if first_unlearned is not None:
+        frame, manifest = split_by_time(
+            dataset, frame, manifest, train_before=first_unlearned, test_after=first_judged, horizon_days=horizon_days
         )
     write_labels(out, frame, manifest)
-    for row in manifest["flow"]:
-        say(f"{row['rows']:>10,} rows  {row['subjects']:>9,} subjects  {row['step']}")
+    show_table(
+        ("Step", "Rows", "Subjects"),
+        [(row["step"], f"{row['rows']:,}", f"{row['subjects']:,}") for row in manifest["flow"]],
+        numbers=2,
+    )
+    if parsed.kind == "binary":
+        for line in split_guidance(manifest["splits"]):
+            say(line)
     say(f"labels written to {out}")

@@ -36,7 +36,7 @@ class Batch:
         times: Float [B, L], days before the prediction time, 0 or more; 0 for CLS, static rows and padding.
         values: Float [B, L], share of train values at most this one, in [0, 1]; NaN without a value.
         subject_ids, example_ids: Long [B]; the example is its position in `Examples`.
-        targets: Float [B], or None.
+        targets: Float [B], Float [B, categories] of a multi-label task, or None.
     """
 
     codes: torch.Tensor
@@ -190,15 +190,9 @@ class BatchSource:
     def build(self, chosen: np.ndarray) -> Batch:
         """The batch of these examples, int64 [B] positions in `examples`, in this order."""
         split, windows, count = self.split, self._windows, len(chosen)
-        static, recent = windows.static[chosen], windows.recent[chosen]
-        lengths = self.lengths[chosen] - 1
+        static, lengths = windows.static[chosen], self.lengths[chosen] - 1
         width = 1 + int(lengths.max(initial=0))
-        # Flat list of the kept rows: example, position within it, row in the store.
-        example = np.repeat(np.arange(count), lengths)
-        position = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        skipped = recent - windows.start[chosen] - static
-        row = np.repeat(windows.start[chosen], lengths) + position
-        row += np.where(position >= static[example], skipped[example], 0)
+        example, position, row = windows.rows(chosen)
         cell = example * width + 1 + position
 
         def grid(flat: np.ndarray, fill: float, dtype: type) -> np.ndarray:
@@ -230,7 +224,7 @@ class BatchSource:
             values=torch.from_numpy(grid(self.values.cdf(split.statistic[row], split.value[row]), np.nan, np.float32)),
             subject_ids=torch.from_numpy(self.examples.subject_id[chosen]),
             example_ids=torch.from_numpy(chosen.astype(np.int64)),
-            targets=None if target is None else torch.from_numpy(target[chosen]),
+            targets=None if target is None else torch.from_numpy(target[chosen].astype(np.float32)),
         )
 
 

@@ -10,16 +10,36 @@ import pyarrow.parquet as pq
 from meds import LabelSchema
 
 from ehrsequencing.data.schema import LABEL_SCHEMA
-from ehrsequencing.errors import LabelError
+from ehrsequencing.errors import CheckpointError, LabelError
 from ehrsequencing.io import atomic_path, hash_bytes, hash_file, read_json, write_json
 
 VALUE_COLUMNS = ("boolean_value", "integer_value", "float_value", "categorical_value")
+NO_CATEGORY = "[none]"
+"""`categorical_value` of the one row of a multi-label example without any positive category."""
+CATEGORIES_FILE = "categories.json"
+"""In the model folder of a multi-label task: the category of each output."""
+
+
+def trained_categories(model_folder: Path) -> list[str]:
+    """Categories that a model folder decides; none of a model of another kind.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = model_folder / CATEGORIES_FILE
+    if not file.is_file():
+        return []
+    stated = read_json(file, CheckpointError).get("categories")
+    if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+        raise CheckpointError(f"{file} names no categories", got=str(stated)[:80], expected="a list of names")
+    return stated
 
 
 def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     """Cast to `LABEL_SCHEMA` (absent value columns become null), sort by subject and time, and check.
 
-    One row per (subject, prediction time); multi-label tasks one row per (subject, prediction time, category).
+    One row per (subject, prediction time); multi-label tasks one row per (subject, prediction time, positive category),
+    and one row of `NO_CATEGORY` where an example has none: it was asked, and the answer is nothing.
     No value changes in a cast: identifiers are integers, `integer_value` holds whole numbers, and `boolean_value`
     holds booleans or the numbers 0 and 1.
 
@@ -75,6 +95,12 @@ def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:
         raise LabelError(
             f"labels {name} repeat a subject and prediction time", got=f"{repeated} repeated rows", expected="each once"
         )
+    with_none = labels.filter((pl.col("categorical_value") == NO_CATEGORY).any().over(key[:2]))
+    if mixed := len(with_none) - with_none.n_unique(key[:2]):
+        raise LabelError(
+            f"labels {name} have examples with {NO_CATEGORY} beside a category", got=f"{mixed} rows",
+            expected=f"{NO_CATEGORY} alone, where an example has no category",
+        )  # fmt: skip
     return labels.sort(key)
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.data.artefacts import refuse_in_data
+from ehrsequencing.data.calendar import dates_note
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.encode import Encoder
 from ehrsequencing.data.events import collect
 from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
 from ehrsequencing.data.store import MARK, SplitWriter, TokenStore, write_manifest
 from ehrsequencing.data.survey import Survey, is_event, survey
+from ehrsequencing.data.unknown import unknown_codes
 from ehrsequencing.data.values import MAX_DISCRETE_BINS, VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK, VOCABULARY_FILE, Vocabulary
 from ehrsequencing.errors import ConfigError, DataError, StoreError
@@ -89,9 +91,12 @@ def prepare(
             found, book, dataset.fixed_code_book, min_count, value_bins, reused, extend_vocabulary
         )
         encoder = Encoder(book, vocabulary, values, max_age_years=max_age_years)
+        ends = dataset.observation_end()
         counts, token_counts = {}, np.zeros(len(vocabulary), dtype=np.int64)
         for split in SPLITS:
-            counts[split], tokens = _write_split(dataset, split, found, encoder, folder / split, tick, len(vocabulary))
+            counts[split], tokens = _write_split(
+                dataset, split, found, encoder, folder / split, tick, len(vocabulary), ends
+            )
             if split == "train":
                 token_counts = tokens
         _refuse_unknown_world(counts["train"], meds, reused is not None)
@@ -114,6 +119,7 @@ def prepare(
                     vocabulary.hash.encode(), values.hash.encode(),
                 ),
                 "source": dataset.manifest.get("source"),
+                "dates_note": dates_note(dataset.manifest),
                 "options": options,
                 "fitted_on": "train",
                 "vocabulary": {
@@ -124,7 +130,9 @@ def prepare(
                     "tokens_added": len(vocabulary) - len(reused[0]) if reused else 0,
                 },
                 "values": {"hash": values.hash, "codes_and_units": len(values)},
+                "observation_end": ends is not None,
                 "counts": counts,
+                **({"unknown": unknown_codes(dataset, vocabulary)} if reused is not None else {}),
                 "versions": versions(),
             },
         )  # fmt: skip
@@ -226,6 +234,7 @@ def _write_split(
     folder: Path,
     tick: Callable[[], None],
     tokens: int,
+    ends: pl.DataFrame | None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Encode a split; returns its counts for the manifest, and events per token."""
     lengths = found.lengths[split]
@@ -248,7 +257,7 @@ def _write_split(
             static += int((columns["visit"] < 0).sum())
             visits += shard.visits
             tick()
-        writer.write_times(birth, death)
+        writer.write_times(birth, death, None if ends is None else _observation_end(lengths, ends))
     events = int(per_token.sum())
     unknown = int(per_token[UNK])
     return {
@@ -264,6 +273,12 @@ def _write_split(
         "numeric_events": numbers,
         "numeric_events_without_statistics": without_statistics,
     }, per_token
+
+
+def _observation_end(subjects: pl.DataFrame, ends: pl.DataFrame) -> np.ndarray:
+    """End of observation of each subject, int64 microseconds; `STATIC_TIME` where the dataset does not say."""
+    joined = subjects.join(ends, on="subject_id", how="left", maintain_order="left")
+    return joined["observation_end"].to_physical().fill_null(STATIC_TIME).to_numpy()
 
 
 def _refuse_unknown_world(train: dict[str, Any], meds: Path, reused: bool) -> None:

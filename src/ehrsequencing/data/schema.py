@@ -42,6 +42,9 @@ _KIND_OF_SYSTEM = {
     "ICD10PCS": "procedure", "ICD9PCS": "procedure", "CPT": "procedure", "HCPCS": "procedure",
     "LOINC": "lab",
     "VISIT": "encounter", "ADMISSION": "encounter", "DISCHARGE": "encounter",
+    # MIMIC-IV in the MEDS convention
+    "DIAGNOSIS": "diagnosis", "MEDICATION": "drug", "PROCEDURE": "procedure", "LAB": "lab",
+    "HOSPITAL_ADMISSION": "encounter", "HOSPITAL_DISCHARGE": "encounter",
     "GENDER": "demographic", "RACE": "demographic", "ETHNICITY": "demographic",
 }  # fmt: skip
 

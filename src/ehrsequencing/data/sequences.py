@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from ehrsequencing.data.labels import NO_CATEGORY, VALUE_COLUMNS
 from ehrsequencing.data.schema import STATIC_TIME
 from ehrsequencing.data.store import SplitStore
 from ehrsequencing.errors import DataError, LabelError
-
-_VALUES = ("boolean_value", "integer_value", "float_value", "categorical_value")
 
 
 def history_bounds(split: SplitStore, indices: np.ndarray, until: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,19 +61,38 @@ class Windows:
         """Kept rows, int64 [n]."""
         return self.static + self.stop - self.recent
 
+    def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Kept rows of these examples, one after the other.
 
-def truncated(split: SplitStore, indices: np.ndarray, until: np.ndarray, max_rows: int) -> Windows:
+        Args:
+            chosen: int64 [m], positions of examples.
+
+        Returns:
+            int64 [rows] each: position in `chosen`, place within the example, and row of the split.
+        """
+        lengths, static = self.lengths[chosen], self.static[chosen]
+        example = np.repeat(np.arange(len(chosen)), lengths)
+        place = np.arange(len(example)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        row = np.repeat(self.start[chosen], lengths) + place
+        skipped = self.recent[chosen] - self.start[chosen] - static
+        row += np.where(place >= static[example], skipped[example], 0)
+        return example, place, row
+
+
+def truncated(split: SplitStore, indices: np.ndarray, until: np.ndarray, max_rows: int | None) -> Windows:
     """Cut histories to `max_rows` rows: static rows stay, then the most recent rows.
 
     Static rows take at most half of the room, so that a subject with very many still shows events.
 
     Args:
         split, indices, until: As in `history_bounds`.
-        max_rows: Rows at most per example.
+        max_rows: Rows at most per example; None keeps all.
     """
     start, stop = history_bounds(split, indices, until)
     _, dated = history_bounds(split, indices, np.full(len(start), STATIC_TIME, dtype=np.int64))
     static = dated - start
+    if max_rows is None:
+        return Windows(start, static, dated, stop)
     over = stop - start > max_rows
     static = np.where(over, np.minimum(static, max_rows // 2), static)
     recent = np.maximum(dated, stop - (max_rows - static))
@@ -87,14 +106,16 @@ class Examples:
     Attributes:
         index: int64 [n], position of the subject in the split.
         until: int64 [n], microseconds since 1970, inclusive.
-        target: float32 [n], or None.
+        target: float32 [n]; bool [n, categories] of a multi-label task; or None.
         subject_id: int64 [n].
+        categories: Names of the columns of a multi-label target; else empty.
     """
 
     index: np.ndarray
     until: np.ndarray
     target: np.ndarray | None
     subject_id: np.ndarray
+    categories: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -108,19 +129,21 @@ class Examples:
         return cls(np.arange(len(split)), last, None, np.array(split.subject_id))
 
     @classmethod
-    def from_labels(cls, split: SplitStore, labels: pl.DataFrame) -> Examples:
+    def from_labels(cls, split: SplitStore, labels: pl.DataFrame, categories: Sequence[str] = ()) -> Examples:
         """The labels whose subject is in the split, in their order.
 
         The target is the one value column that the labels fill: `boolean_value` as 0 or 1, `integer_value` or
-        `float_value` as they are.
+        `float_value` as they are. With `categories` it is `categorical_value`: an example per subject and prediction
+        time, True where a row names the category; rows that name another one are read as no positive.
 
         Args:
             split: The split.
             labels: Columns of `LABEL_SCHEMA`, as `read_labels` returns them.
+            categories: Of a multi-label task, in the order of the target's columns.
 
         Raises:
             LabelError: no label in this split, a subject without any event until its prediction time, or labels that
-                one number per row cannot express.
+                one number per row (or the categories) cannot express.
         """
         index = split.index_of(labels["subject_id"].to_numpy())
         here = index >= 0
@@ -130,23 +153,32 @@ class Examples:
                 got=f"{len(labels)} labels of other subjects",
                 remedy="make labels and token store from the same dataset",
             )
-        rows = labels.filter(pl.Series(here))
-        index, until = index[here], rows["prediction_time"].cast(pl.Datetime("us")).to_physical().to_numpy()
+        rows, index = labels.filter(pl.Series(here)), index[here]
+        target, first = _categories(rows, categories) if categories else (_target(rows), slice(None))
+        rows, index = rows[first], index[first]
+        until = rows["prediction_time"].cast(pl.Datetime("us")).to_physical().to_numpy()
         start, stop = history_bounds(split, index, until)
         if empty := int((start == stop).sum()):
-            first = int(np.flatnonzero(start == stop)[0])
+            blank = int(np.flatnonzero(start == stop)[0])
             raise LabelError(
                 f"labels of split {split.name} lie before the first event of their subject",
-                got=f"{empty} of {len(rows)}, first subject {rows.item(first, 'subject_id')}"
-                f" at {rows.item(first, 'prediction_time')}",
+                got=f"{empty} of {len(rows)}, first subject {rows.item(blank, 'subject_id')}"
+                f" at {rows.item(blank, 'prediction_time')}",
                 expected="at least one event until the prediction time",
                 remedy="drop these rows from the cohort",
             )
-        return cls(index, until.astype(np.int64), _target(rows), split.subject_id[index])
+        return cls(index, until.astype(np.int64), target, split.subject_id[index], tuple(categories))
+
+
+def filled_columns(labels: pl.DataFrame) -> list[str]:
+    """Value columns with at least one value."""
+    return [
+        column for column in VALUE_COLUMNS if column in labels.columns and labels[column].null_count() < len(labels)
+    ]
 
 
 def _target(rows: pl.DataFrame) -> np.ndarray:
-    filled = [column for column in _VALUES if column in rows.columns and rows[column].null_count() < len(rows)]
+    filled = filled_columns(rows)
     if len(filled) != 1 or filled == ["categorical_value"] or rows[filled[0]].null_count():
         raise LabelError(
             "labels do not give one number per row",
@@ -154,3 +186,33 @@ def _target(rows: pl.DataFrame) -> np.ndarray:
             expected="boolean_value, integer_value or float_value in every row",
         )
     return rows[filled[0]].cast(pl.Float32).to_numpy()
+
+
+def _categories(rows: pl.DataFrame, categories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Target, bool [examples, categories], and the first row of each example, int64 [examples]."""
+    if filled_columns(rows) != ["categorical_value"] or rows["categorical_value"].null_count():
+        raise LabelError(
+            "labels do not give one category per row",
+            got=f"values in {', '.join(filled_columns(rows)) or 'no column'}",
+            expected="categorical_value in every row",
+        )
+    keyed = rows.select(
+        pl.struct("subject_id", "prediction_time").rank("dense").cast(pl.Int64).alias("example") - 1,
+        pl.col("categorical_value").alias("category"),
+    ).with_row_index("row")
+    both = keyed.filter(pl.len().over("example") > 1, pl.col("category") == NO_CATEGORY)
+    if len(both):
+        subject, time = rows[int(both["row"][0])].select("subject_id", "prediction_time").row(0)
+        raise LabelError(
+            f"labels say {NO_CATEGORY} beside a category",
+            got=f"{len(both)} examples, first subject {subject} at {time}",
+            expected=f"{NO_CATEGORY} alone, where no category is positive",
+        )
+    # Examples in the order in which the labels first name them.
+    firsts = keyed.group_by("example").agg(pl.col("row").min()).sort("row").with_row_index("place")
+    cells = keyed.join(firsts.select("example", "place"), on="example").join(
+        pl.DataFrame({"category": list(categories), "column": np.arange(len(categories))}), on="category"
+    )
+    target = np.zeros((len(firsts), len(categories)), dtype=np.bool_)
+    target[cells["place"].to_numpy(), cells["column"].to_numpy()] = True
+    return target, firsts["row"].to_numpy().astype(np.int64)

@@ -26,6 +26,8 @@ EVENT_COLUMNS = {
     "code": "<i4", "visit": "<i4", "age": "<f4", "time": "<i8", "value": "<f4", "statistic": "<i4", "kind": "|u1",
 }  # fmt: skip
 SUBJECT_COLUMNS = {"subject_id": "<i8", "birth_time": "<i8", "death_time": "<i8", "offsets": "<i8"}
+OBSERVATION_COLUMN = "observation_end"
+"""Column of subjects in stores whose dataset states the end of observation; stores without it stay readable."""
 _REMEDY = "run `ehrseq prepare` again"
 _HEADER_BYTES = 128
 
@@ -39,6 +41,7 @@ class SplitStore:
         name: The split.
         subject_id: int64 [N], ascending.
         birth_time, death_time: int64 [N], microseconds since 1970; `STATIC_TIME` where unknown.
+        observation_end: The same for the end of observation; None where the store does not hold it.
         offsets: int64 [N + 1].
         code: int32 [rows], token ids.
         visit: int32 [rows], numbered from 0 in time order; -1 for static rows.
@@ -52,6 +55,7 @@ class SplitStore:
     subject_id: np.ndarray
     birth_time: np.ndarray
     death_time: np.ndarray
+    observation_end: np.ndarray | None
     offsets: np.ndarray
     code: np.ndarray
     visit: np.ndarray
@@ -66,6 +70,8 @@ class SplitStore:
         self._path, self.name = path, name
         for column, dtype in {**SUBJECT_COLUMNS, **EVENT_COLUMNS}.items():
             setattr(self, column, _map_column(path / name / f"{column}.npy", dtype))
+        observed = path / name / f"{OBSERVATION_COLUMN}.npy"
+        self.observation_end = _map_column(observed, "<i8") if observed.exists() else None
         rows = int(self.offsets[-1]) if len(self.offsets) else -1
         for column in EVENT_COLUMNS:
             if len(getattr(self, column)) != rows:
@@ -226,13 +232,17 @@ class SplitWriter:
                 stream.seek(_HEADER_BYTES + int(self.offsets[subjects[start]]) * dtype.itemsize)
                 stream.write(array[first_row[start] : first_row[stop]].data)
 
-    def write_times(self, birth_time: np.ndarray, death_time: np.ndarray) -> None:
-        """Write the times of birth and death, int64 [N]."""
+    def write_times(
+        self, birth_time: np.ndarray, death_time: np.ndarray, observation_end: np.ndarray | None = None
+    ) -> None:
+        """Write the times of birth, death and, where the dataset states it, the end of observation; int64 [N]."""
         self._write_column("birth_time", birth_time)
         self._write_column("death_time", death_time)
+        if observation_end is not None:
+            self._write_column(OBSERVATION_COLUMN, observation_end)
 
     def _write_column(self, column: str, array: np.ndarray) -> None:
-        dtype = SUBJECT_COLUMNS[column]
+        dtype = SUBJECT_COLUMNS.get(column, "<i8")
         with (self.folder / f"{column}.npy").open("wb") as stream:
             stream.write(_npy_header(dtype, len(array)))
             stream.write(np.ascontiguousarray(array, dtype=dtype).data)

@@ -24,7 +24,15 @@ from ehrsequencing.data.dataset import OBSERVATION_FILE, MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, SPLITS
 from ehrsequencing.data.splits import split_of
 from ehrsequencing.data.synthetic_disease import DAYS_PER_STEP, newborn, replay, static_keys
-from ehrsequencing.data.synthetic_events import MINUTES_PER_DAY, Events, Trajectories, Visits, emit, plan_visits
+from ehrsequencing.data.synthetic_events import (
+    MINUTES_PER_DAY,
+    Events,
+    Trajectories,
+    Visits,
+    collect,
+    emit,
+    plan_visits,
+)
 from ehrsequencing.data.synthetic_model import MEMORY, TRAITS, Model, load_model
 from ehrsequencing.data.synthetic_random import derive, integers, subject_keys, uniform
 from ehrsequencing.data.synthetic_statistics import BlockStatistics, summarise
@@ -40,12 +48,13 @@ BLOCK = 2_500
 MAX_DEFAULT_WORKERS = 8
 RACES = (("white", 0.60), ("hispanic", 0.17), ("black", 0.13), ("asian", 0.06), ("other", 0.04))
 FIRST_ENTRY, ENTRY_DAYS = np.datetime64("2010-01-01", "D"), 4 * 365
-RELEASE = 1
+RELEASE = 3
 """Raised whenever the records of a (seed, subject) change."""
 _RANDOM_LEVEL = 5
 NOTES = (
     "Synthetic: no row describes a person. Rates are set for teaching and testing, not for epidemiology.",
-    "Diagnoses of a stay are stamped at discharge; clinic visits have one time for all their events.",
+    "Diagnoses of a stay are stamped at discharge; clinic visits have one time for all their events, "
+    "what is noted before them apart.",
     "metadata/observation.parquet holds the administrative end of observation, which does not depend on health.",
     "latent/*.npz holds the states behind the records, for an oracle; no model may read them.",
 )
@@ -83,25 +92,13 @@ def trajectories(model: Model, seed: int, subjects: np.ndarray) -> Trajectories:
     keys = subject_keys(seed, subjects)
     states, entry, steps = newborn(model, keys)
     length, n = int(steps.max()) + 1, len(keys)
-    conditions, drugs = len(model.conditions.names), len(model.drugs.names)
-    level = np.empty((length, n, conditions), dtype=np.uint8)
-    known = np.empty((length, n, conditions), dtype=bool)
-    drug = np.empty((length, n, drugs), dtype=bool)
-    memory = np.empty((length, n, len(MEMORY)), dtype=np.uint8)
-    visit, cause = np.empty((length, n), dtype=np.uint8), np.empty((length, n), dtype=np.uint8)
-    alive = np.empty((length, n), dtype=bool)
-    for row, now in enumerate(replay(model, keys, length - 1)):
-        level[row], known[row], drug[row], memory[row] = now.level.T, now.known.T, now.drug.T, now.memory.T
-        visit[row], cause[row], alive[row] = now.visit, now.cause, now.alive
-    return Trajectories(
-        keys, level, known, drug, memory, visit, cause, alive,
-        states.male, states.smoker, states.traits.T.copy(), entry, steps,
-    )  # fmt: skip
+    rows = replay(model, keys, length - 1)
+    first = np.zeros(n, dtype=np.int64)
+    return collect(model, rows, length, keys, static_keys(keys), first, states, entry, steps)
 
 
-def entry_days(paths: Trajectories) -> np.ndarray:
-    """Day of entry, int64 [n], days since 1970-01-01."""
-    static = static_keys(paths.keys)
+def entry_days(static: np.ndarray) -> np.ndarray:
+    """Day of entry, int64 [n], days since 1970-01-01, from `static_keys`."""
     return FIRST_ENTRY.astype(np.int64) + integers(static, 20, ENTRY_DAYS)
 
 
@@ -112,7 +109,7 @@ def block_frame(
     paths = trajectories(model, seed, subjects)
     visits = plan_visits(model, paths)
     events = _ordered(visits, emit(model, paths, visits))
-    ids, entry = subject_ids(seed, subjects), entry_days(paths) * MINUTES_PER_DAY
+    ids, entry = subject_ids(seed, subjects), entry_days(paths.static) * MINUTES_PER_DAY
     subject = visits.subject[events.visit]
     minute, code, value = events.minute, events.code.astype(np.int64), events.value
     if mode == "random":
@@ -165,9 +162,10 @@ def _randomise(
 
 def death_minutes(paths: Trajectories, visits: Visits) -> np.ndarray:
     """Minutes from entry to death, float64 [n], NaN where the subject survives follow-up; never before an event."""
-    step = paths.alive.argmin(axis=0) - 1
-    died = ~paths.alive.all(axis=0) & (step < paths.steps)
-    minutes = np.where(died, (step * DAYS_PER_STEP + DAYS_PER_STEP - 1) * MINUTES_PER_DAY + 720.0, np.nan)
+    row = paths.alive.argmin(axis=0) - 1
+    died = ~paths.alive.all(axis=0) & (row < paths.steps - paths.first)
+    last_day = (paths.first + row) * DAYS_PER_STEP + DAYS_PER_STEP - 1
+    minutes = np.where(died, last_day * MINUTES_PER_DAY + 720.0, np.nan)
     stays = np.flatnonzero(visits.died & died[visits.subject])
     # Half a day after the last code of the stay, so that no event ever follows death, in either mode.
     minutes[visits.subject[stays]] = visits.end[stays] + 720
@@ -178,7 +176,7 @@ def _person_rows(
     model: Model, paths: Trajectories, visits: Visits, ids: np.ndarray, entry: np.ndarray, mode: Mode
 ) -> pl.DataFrame:
     """Static rows (realistic mode), birth and death."""
-    static = static_keys(paths.keys)
+    static = paths.static
     birth = (entry // MINUTES_PER_DAY - np.rint(paths.entry_months * 30.4375).astype(np.int64)) * MINUTES_PER_DAY
     cumulative = np.cumsum([share for _, share in RACES])
     race = np.searchsorted(cumulative, uniform(static, 21), side="right").clip(0, len(RACES) - 1)
@@ -217,7 +215,7 @@ def latent_bytes(model: Model, first: int, paths: Trajectories) -> bytes:
         "drugs": np.array(model.drugs.names), "traits_names": np.array(TRAITS), "memory_names": np.array(MEMORY),
         "keys": paths.keys, "level": paths.level, "drug": np.packbits(paths.drug, axis=-1),
         "known": np.packbits(paths.known, axis=-1), "memory": paths.memory, "visit": paths.visit,
-        "alive": paths.alive, "steps": paths.steps, "entry_day": entry_days(paths),
+        "alive": paths.alive, "steps": paths.steps, "entry_day": entry_days(paths.static),
         "entry_months": paths.entry_months, "male": paths.male, "smoker": paths.smoker, "traits": paths.traits,
     }  # fmt: skip
     buffer = io.BytesIO()
@@ -241,15 +239,14 @@ def _write_block(task: _Task) -> tuple[int, BlockStatistics, pl.DataFrame]:
             part = frame.filter(pl.col("subject_id").is_in(chosen.tolist()))
             task.writer.write_events(split, task.number, part)
     task.writer.write_file(f"latent/{task.number}.npz", latent_bytes(model, task.first, paths))
-    end = np.where(
-        np.isnan(death := death_minutes(paths, visits)), paths.steps * DAYS_PER_STEP * MINUTES_PER_DAY, death
-    )
-    start = entry_days(paths) * MINUTES_PER_DAY
+    # The end of the study, for the dead as well: an end at death would depend on health.
+    end = paths.steps * DAYS_PER_STEP * MINUTES_PER_DAY
+    start = entry_days(paths.static) * MINUTES_PER_DAY
     observed = pl.DataFrame(
         {
             "subject_id": ids,
             "observation_start": pl.Series(start * 60_000_000).cast(pl.Datetime("us")),
-            "observation_end": pl.Series((start + end.astype(np.int64)) * 60_000_000).cast(pl.Datetime("us")),
+            "observation_end": pl.Series((start + end) * 60_000_000).cast(pl.Datetime("us")),
         }
     )
     return task.count, BlockStatistics.of(model, frame, paths, visits), observed

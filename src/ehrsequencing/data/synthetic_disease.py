@@ -24,6 +24,7 @@ OUTPATIENT, EMERGENCY, INPATIENT = 1, 2, 4
 SCAR, NSAID_HARM, EARLY_METFORMIN = 0, 1, 2
 _STEP_LEVEL, _STATIC_LEVEL, _BURN_LEVEL = 1, 2, 3
 _STREAM_DETECT, _STREAM_START, _STREAM_STOP, _STREAM_OTHER = 1_000, 2_000, 3_000, 4_000
+_FORK_LEVEL, _HOSPITAL_STREAMS = 4, 500
 _DEATH_RATE_AT_60, _DEATH_AGE_SLOPE = 0.0035, 9
 _BASE_VISITS, _DISCHARGE_VISITS, _CARE_VISITS, _MAX_VISITS = 7, 25, 1, 55
 """Visits to a clinic: hundredths of an expected visit per month; after a discharge; per point of `care`; at most."""
@@ -43,6 +44,7 @@ class States:
         since: uint8 [C, n]; months since the latest onset, at most 254, `NEVER` when there was none.
         known: bool [C, n]; diagnosed at some visit.
         drug: bool [D, n]; taken now.
+        known_midway, drug_midway: bool; the same two after the clinic visit of the latest step, before its acute one.
         memory: uint8 [3, n], order of `MEMORY`.
         discharged: uint8 [n]; months since the last hospital or emergency visit, as `since`.
         visit: uint8 [n]; visits of this step, bits OUTPATIENT, EMERGENCY, INPATIENT.
@@ -58,6 +60,8 @@ class States:
     since: np.ndarray
     known: np.ndarray
     drug: np.ndarray
+    known_midway: np.ndarray
+    drug_midway: np.ndarray
     memory: np.ndarray
     discharged: np.ndarray
     visit: np.ndarray
@@ -102,8 +106,8 @@ def term_rows(model: Model, name: str, states: States, recent: bool = False) -> 
     return getattr(states, name)
 
 
-def step_keys(keys: np.ndarray, step: int, burn_in: bool = False) -> np.ndarray:
-    """Keys of one step, uint64 [n]. Forks pass subject keys derived anew, so that no future repeats another."""
+def step_keys(keys: np.ndarray, step: int | np.ndarray, burn_in: bool = False) -> np.ndarray:
+    """Keys of one step, uint64 [n]; `step` is one number or one per key."""
     return derive(derive(keys, _BURN_LEVEL if burn_in else _STEP_LEVEL), step)
 
 
@@ -114,9 +118,13 @@ def static_keys(keys: np.ndarray) -> np.ndarray:
 
 def step(
     model: Model, states: States, keys: np.ndarray, *, months: int = MONTHS_PER_STEP, mortal: bool = True,
-    intake: bool = False,
+    intake: bool | np.ndarray = False, later: np.ndarray | None = None, last: np.ndarray | None = None,
 ) -> States:  # fmt: skip
     """One transition; pure: the same states and keys give the same next states.
+
+    Three phases, in order of time: chronic and hidden conditions move and a clinic may be visited; acute conditions
+    strike and bring their visit; the subject may die. Each draws from its own keys, so that the rest of a step can be
+    drawn anew from a visit on.
 
     Args:
         model: The disease model.
@@ -124,31 +132,45 @@ def step(
         keys: uint64 [n], one per subject and step, from `step_keys`.
         months: Length of the step.
         mortal: Whether subjects can die in it.
-        intake: Whether all visit a clinic in it, as at entry.
+        intake: Whether all visit a clinic in it, as at entry; one bool, or one per subject.
+        later: uint64 [n], keys of the second phase; `keys` by default.
+        last: uint64 [n], keys of the third phase; `keys` by default.
 
     Returns:
         States at the end of the step. The dead keep their states and have no visits.
     """
-    level, since = _progress(model, states, keys, months)
+    later, last = keys if later is None else later, keys if last is None else last
+    level, since = _progress(model, states, keys, later, months)
     after = replace(states, level=level, since=since, age_months=states.age_months + months * states.alive)
-    visit, cause = _visits(model, after, keys, months, intake)
-    after = replace(after, visit=visit, cause=cause, known=states.known.copy(), drug=states.drug.copy())
-    seen = np.flatnonzero(visit)
-    if len(seen):
-        here, seen_keys = after.select(seen), keys[seen]
-        known = _detect(model, here, seen_keys)
-        here = replace(here, known=known)
-        after.known[:, seen] = known
-        after.drug[:, seen] = _prescribe(model, here, seen_keys)
+    visit, cause = _visits(model, after, keys, later, months, intake)
     acute = (visit & (EMERGENCY | INPATIENT)) > 0
-    later = np.minimum(states.discharged.astype(np.int32) + months, 254)
-    later = np.where(states.discharged == NEVER, NEVER, later)
+    after = replace(after, visit=visit, cause=cause)
+    known, drug = _attend(model, after, (visit & OUTPATIENT) > 0, keys, at_hospital=False)
+    after = replace(after, known=known, drug=drug, known_midway=known, drug_midway=drug)
+    known, drug = _attend(model, after, acute, later, at_hospital=True)
+    after = replace(after, known=known, drug=drug)
+    passed = np.minimum(states.discharged.astype(np.int32) + months, 254)
+    passed = np.where(states.discharged == NEVER, NEVER, passed)
     after = replace(
         after,
         memory=_remember(model, states, after),
-        discharged=np.where(acute, 0, later).astype(np.uint8),
+        discharged=np.where(acute, 0, passed).astype(np.uint8),
     )
-    return replace(after, alive=_survive(model, after, keys, months)) if mortal else after
+    return replace(after, alive=_survive(model, after, last, months)) if mortal else after
+
+
+def _attend(
+    model: Model, states: States, visiting: np.ndarray, keys: np.ndarray, at_hospital: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Diagnoses known and drugs taken after a visit of some subjects, [C, n] and [D, n]."""
+    known, drug = states.known.copy(), states.drug.copy()
+    seen = np.flatnonzero(visiting)
+    if len(seen):
+        here, seen_keys = states.select(seen), keys[seen]
+        here = replace(here, known=_detect(model, here, seen_keys, at_hospital))
+        known[:, seen] = here.known
+        drug[:, seen] = _prescribe(model, here, seen_keys, at_hospital)
+    return known, drug
 
 
 def _log_hazards(
@@ -163,7 +185,9 @@ def _log_hazards(
     return total
 
 
-def _progress(model: Model, states: States, keys: np.ndarray, months: int) -> tuple[np.ndarray, np.ndarray]:
+def _progress(
+    model: Model, states: States, keys: np.ndarray, later: np.ndarray, months: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Levels after onsets, progressions and recessions, and months since the latest onset."""
     conditions, terms, n = model.conditions, _Terms(model, states), len(states.alive)
     shift, never = log_rate(12 * months), log_rate(0)
@@ -179,6 +203,8 @@ def _progress(model: Model, states: States, keys: np.ndarray, months: int) -> tu
     bar[grows] = np.where(absent[grows], bar[grows], growth)
 
     draw = uniform32(keys, every)
+    if later is not keys:
+        draw[conditions.acute] = uniform32(later, conditions.acute)
     allowed = states.alive & (previous < conditions.levels[:, None])
     allowed &= (conditions.sexes[:, None] == 2) | (conditions.sexes[:, None] == states.male)
     for condition in np.flatnonzero(conditions.requires >= 0):
@@ -196,7 +222,9 @@ def _progress(model: Model, states: States, keys: np.ndarray, months: int) -> tu
     return level, since
 
 
-def _visits(model: Model, states: States, keys: np.ndarray, months: int, intake: bool) -> tuple[np.ndarray, np.ndarray]:
+def _visits(
+    model: Model, states: States, keys: np.ndarray, later: np.ndarray, months: int, intake: bool | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Visits of the step and the condition behind an acute one."""
     conditions, acute = model.conditions, model.conditions.acute
     present = states.level[acute] > 0
@@ -204,7 +232,7 @@ def _visits(model: Model, states: States, keys: np.ndarray, months: int, intake:
     cause = np.where(states.alive, cause, NEVER).astype(np.uint8)
     is_acute = cause != NEVER
     admit = np.append(conditions.admit, np.zeros(NEVER + 1 - len(conditions.admit)))[cause]
-    admitted = is_acute & (uniform(keys, _STREAM_OTHER) < admit)
+    admitted = is_acute & (uniform(later, _STREAM_OTHER) < admit)
 
     expected = np.full(len(cause), _BASE_VISITS, dtype=np.int32)
     for condition in np.flatnonzero(conditions.visits):
@@ -218,20 +246,18 @@ def _visits(model: Model, states: States, keys: np.ndarray, months: int, intake:
     return visit.astype(np.uint8), cause
 
 
-def _detect(model: Model, here: States, keys: np.ndarray) -> np.ndarray:
-    """Diagnoses known after a visit, [C, visiting]."""
+def _detect(model: Model, here: States, keys: np.ndarray, at_hospital: bool) -> np.ndarray:
+    """Diagnoses known after a visit, [C, visiting]; acute ones at a hospital, always."""
     conditions = model.conditions
-    draw = uniform32(keys, _STREAM_DETECT + np.arange(len(conditions.names)))
+    draw = uniform32(keys, _STREAM_DETECT + _HOSPITAL_STREAMS * at_hospital + np.arange(len(conditions.names)))
     acute = (conditions.courses == "acute")[:, None]
-    found = draw < conditions.detect[:, None]
-    at_hospital = (here.visit & (EMERGENCY | INPATIENT)) > 0
-    return here.known | ((here.level > 0) & np.where(acute, at_hospital[None, :], found))
+    return here.known | ((here.level > 0) & np.where(acute, at_hospital, draw < conditions.detect[:, None]))
 
 
-def _prescribe(model: Model, here: States, keys: np.ndarray) -> np.ndarray:
+def _prescribe(model: Model, here: States, keys: np.ndarray, at_hospital: bool) -> np.ndarray:
     """Drugs taken after a visit, [D, visiting]: started where indicated and known, stopped by chance or for want."""
     drugs = model.drugs
-    streams = np.arange(len(drugs.names))
+    streams = _HOSPITAL_STREAMS * at_hospital + np.arange(len(drugs.names))
     start = uniform32(keys, _STREAM_START + streams) < drugs.start[:, None]
     stop = uniform32(keys, _STREAM_STOP + streams)
     taken = here.drug.copy()
@@ -302,6 +328,8 @@ def newborn(model: Model, keys: np.ndarray) -> tuple[States, np.ndarray, np.ndar
         since=np.full((conditions, n), NEVER, dtype=np.uint8),
         known=np.zeros((conditions, n), dtype=bool),
         drug=np.zeros((drugs, n), dtype=bool),
+        known_midway=np.zeros((conditions, n), dtype=bool),
+        drug_midway=np.zeros((drugs, n), dtype=bool),
         memory=np.zeros((3, n), dtype=np.uint8),
         discharged=np.full(n, NEVER, dtype=np.uint8),
         visit=np.zeros(n, dtype=np.uint8),
@@ -327,9 +355,34 @@ def replay(model: Model, keys: np.ndarray, steps: int) -> Iterator[States]:
         yield states
 
 
-def fork(model: Model, states: States, keys: np.ndarray, first_step: int, steps: int, future: int) -> Iterator[States]:
-    """Another future of subjects replayed to `first_step`: the same process under keys that depend on `future`."""
-    fresh = derive(derive(keys, 4), future)
-    for number in range(first_step, first_step + steps):
-        states = step(model, states, step_keys(fresh, number))
+def fresh_keys(keys: np.ndarray, steps: np.ndarray, futures: np.ndarray) -> np.ndarray:
+    """Keys of another future of subjects from a step on, uint64 [n]; arguments broadcast to [n]."""
+    return derive(derive(derive(keys, _FORK_LEVEL), steps), futures)
+
+
+def fork(
+    model: Model, before: States, keys: np.ndarray, fresh: np.ndarray, steps: np.ndarray, after_acute: np.ndarray,
+    length: int,
+) -> Iterator[States]:  # fmt: skip
+    """Other futures of subjects who stand at the end of a visit, from the rest of its step on.
+
+    What the step drew up to the visit stays as it was; what comes after it is drawn under `fresh`. With `fresh` equal
+    to `keys` this is the replay.
+
+    Args:
+        model: The disease model.
+        before: States at the start of the visit's step, of n subjects.
+        keys: uint64 [n], the subjects' own, from `subject_keys`.
+        fresh: uint64 [n], from `fresh_keys`.
+        steps: int64 [n], number of the visit's step.
+        after_acute: bool [n]; whether the visit is the acute one of its step (then only death is still open) or the
+            clinic's (then acute conditions and their visit are open too).
+        length: How many ends of steps to yield, the visit's own first.
+    """
+    own, new = step_keys(keys, steps), step_keys(fresh, steps)
+    later = np.where(after_acute, own, new)
+    states = step(model, before, own, intake=steps == 0, later=later, last=new)
+    yield states
+    for number in range(1, length):
+        states = step(model, states, step_keys(fresh, steps + number))
         yield states

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ehrsequencing.data.synthetic_disease import DAYS_PER_STEP, EMERGENCY, INPATIENT, OUTPATIENT, static_keys
-from ehrsequencing.data.synthetic_model import MEMORY, NEVER, STATICS, TRAITS, Effect, Model
+from ehrsequencing.data.synthetic_disease import DAYS_PER_STEP, EMERGENCY, INPATIENT, OUTPATIENT, States
+from ehrsequencing.data.synthetic_model import MEMORY, NEVER, RING, STATICS, TRAITS, Effect, Model
+from ehrsequencing.data.synthetic_patterns import (
+    REACTION_FIDELITY,
+    REACTION_MINUTES,
+    REACTION_SHOWN,
+    REACTION_STATE,
+    RING_FIDELITY,
+    RING_SIZE,
+    RING_STATE,
+    SPELL_FIDELITY,
+    SPELL_MINUTES,
+    SPELL_SHOWN,
+    SPELL_SIZE,
+    SPELL_STATE,
+    ring_places,
+)
 from ehrsequencing.data.synthetic_random import derive, integers, normal, uniform
 
 MINUTES_PER_DAY = 1_440
@@ -36,19 +52,24 @@ PANELS: dict[str, tuple[float, float, float, dict[str, float]]] = {
     "lung": (0.0, 0.0, 0.0, {"asthma": 0.15, "copd": 0.25}),
     "mood": (0.03, 0.0, 0.0, {"depression": 0.35, "anxiety": 0.15}),
     "cognition": (0.0, 0.0, 0.0, {"dementia": 0.35}),
+    "complement": (0.6, 0.0, 0.0, {}),
 }
 """Chance of a panel at a clinic, emergency and hospital visit, and what each known condition adds at a clinic."""
-REPEATED_PANELS = ("metabolic",)
-"""Measured again before discharge of stays of three days and more."""
+REPEATED_PANELS, BEFORE_DISCHARGE = ("metabolic",), 180
+"""Measured again before discharge of stays of three days and more, and how many minutes before."""
 CHRONIC_CODED = {OUTPATIENT: 0.14, REMOTE: 0.14, EMERGENCY: 0.08, INPATIENT: 0.30}
 REFILL_VISIT, REFILL, HOSPITAL_REFILL = 0.16, 0.97, 0.25
 HISTORY_CODED = 0.08
 ROUTINE, MINOR, HABITUAL_MINOR, INPATIENT_COMPLICATION = 0.2, 0.2, 0.7, 0.4
 REMOTE_SHARE = 0.10
+CLINIC_DAYS, FIRST_ACUTE_DAY, ACUTE_DAYS = 13, 14, 5
+"""Days of a step on which a clinic visit may fall, from 0; first of those of an acute visit, and their number."""
+DEATHS_IN_STAY = 0.7
+"""Share of deaths in a step with a stay that happen in the stay."""
 TRIGGERED_PROCEDURES = {"cad": 1, "heart_failure": 1, "afib": 1, "ckd": 4, "osteoarthritis": 3, "sleep_apnea": 1,
                         "breast_cancer": 1, "prostate_cancer": 1, "colorectal_cancer": 1, "lung_cancer": 1}  # fmt: skip
 """Conditions whose diagnosis, or step up at a visit, brings a procedure, and the level from which they do."""
-_LAB, _TREAT, _DX, _PX, _PLAN = 10_000, 20_000, 30_000, 40_000, 50_000
+_LAB, _TREAT, _DX, _PX, _PLAN, _PATTERN = 10_000, 20_000, 30_000, 40_000, 50_000, 60_000
 
 
 @dataclass(frozen=True)
@@ -56,8 +77,11 @@ class Trajectories:
     """States of n subjects over time, step first: row 0 is entry, row k+1 the state after step k.
 
     Attributes:
-        keys: uint64 [n].
+        keys: uint64 [n], of visits and what they show.
+        static: uint64 [n], of what never changes in a subject.
+        first: int64 [n], number of the step that follows row 0; 0 in a record, later in a fork.
         level, known, drug: uint8 or bool [steps + 1, n, conditions or drugs].
+        known_midway, drug_midway: bool, as `States` has them.
         memory: uint8 [steps + 1, n, 3].
         visit, cause: uint8 [steps + 1, n].
         alive: bool [steps + 1, n].
@@ -65,9 +89,13 @@ class Trajectories:
     """
 
     keys: np.ndarray
+    static: np.ndarray
+    first: np.ndarray
     level: np.ndarray
     known: np.ndarray
     drug: np.ndarray
+    known_midway: np.ndarray
+    drug_midway: np.ndarray
     memory: np.ndarray
     visit: np.ndarray
     cause: np.ndarray
@@ -86,24 +114,30 @@ class Visits:
     Attributes:
         subject: Row of the subject in the block.
         step: Step of follow-up, from 0.
+        row: Row of the trajectories at the start of the step; the next is its end.
         kind: OUTPATIENT, EMERGENCY, INPATIENT or REMOTE.
         cause: Condition behind an acute visit, else `NEVER`.
         start, end: Minutes since entry.
         keys: uint64.
-        state: Row of the trajectories that the visit shows: the step's end, or its start for the diagnoses and drugs
-            of a clinic visit that an acute one follows within the step.
+        second: Whether a clinic visit came before in the same step.
         died: Whether the subject dies in this stay.
     """
 
     subject: np.ndarray
     step: np.ndarray
+    row: np.ndarray
     kind: np.ndarray
     cause: np.ndarray
     start: np.ndarray
     end: np.ndarray
     keys: np.ndarray
-    state: np.ndarray
+    second: np.ndarray
     died: np.ndarray
+
+    @property
+    def at_hospital(self) -> np.ndarray:
+        """Whether the visit is an acute one, bool [v]."""
+        return (self.kind == EMERGENCY) | (self.kind == INPATIENT)
 
     def __len__(self) -> int:
         return len(self.subject)
@@ -119,49 +153,97 @@ class Events:
     value: np.ndarray
 
 
+def collect(
+    model: Model, rows: Iterable[States], length: int, keys: np.ndarray, static: np.ndarray, first: np.ndarray,
+    person: States, entry_months: np.ndarray, steps: np.ndarray,
+) -> Trajectories:  # fmt: skip
+    """Trajectories of states that come one row at a time.
+
+    Args:
+        rows: `length` states of n subjects.
+        keys, static, first, entry_months, steps: As in `Trajectories`.
+        person: States with what never changes.
+    """
+    n, conditions, drugs = len(keys), len(model.conditions.names), len(model.drugs.names)
+    shapes = {
+        "level": (np.uint8, conditions), "known": (np.bool_, conditions), "drug": (np.bool_, drugs),
+        "known_midway": (np.bool_, conditions), "drug_midway": (np.bool_, drugs), "memory": (np.uint8, len(MEMORY)),
+        "visit": (np.uint8, 0), "cause": (np.uint8, 0), "alive": (np.bool_, 0),
+    }  # fmt: skip
+    found: dict[str, np.ndarray] = {
+        name: np.empty((length, n, *([width] * (width > 0))), dtype) for name, (dtype, width) in shapes.items()
+    }
+    for row, now in enumerate(rows):
+        for name, array in found.items():
+            array[row] = getattr(now, name).T
+    return Trajectories(
+        keys=keys, static=static, first=first, **found, male=person.male, smoker=person.smoker,
+        traits=person.traits.T.copy(), entry_months=entry_months, steps=steps,
+    )  # fmt: skip
+
+
 def plan_visits(model: Model, paths: Trajectories) -> Visits:
     """Place visits within their steps: clinics on days 0 to 12, acute ones from day 14 on, ended by day 28."""
-    steps = paths.visit.shape[0] - 1
-    observed = np.arange(steps)[:, None] < paths.steps[None, :]
+    length = paths.visit.shape[0] - 1
+    observed = np.arange(length)[:, None] < (paths.steps - paths.first)[None, :]
     visit = np.where(observed, paths.visit[1:], 0)
-    clinic_step, clinic_subject = np.nonzero(visit & OUTPATIENT)
-    acute_step, acute_subject = np.nonzero(visit & (EMERGENCY | INPATIENT))
-    step, subject = np.append(clinic_step, acute_step), np.append(clinic_subject, acute_subject)
-    acute = np.arange(len(step)) >= len(clinic_step)
+    clinic_row, clinic_subject = np.nonzero(visit & OUTPATIENT)
+    acute_row, acute_subject = np.nonzero(visit & (EMERGENCY | INPATIENT))
+    row, subject = np.append(clinic_row, acute_row), np.append(clinic_subject, acute_subject)
+    step = row + paths.first[subject]
+    acute = np.arange(len(step)) >= len(clinic_row)
     keys = derive(derive(paths.keys[subject], _PLAN), 2 * step + acute)
-    kind = np.where(acute, visit[step, subject] & (EMERGENCY | INPATIENT), OUTPATIENT)
+    kind = np.where(acute, visit[row, subject] & (EMERGENCY | INPATIENT), OUTPATIENT)
     kind = np.where(~acute & (step > 0) & (uniform(keys, 0) < REMOTE_SHARE), REMOTE, kind)
-    cause = np.where(acute, paths.cause[step + 1, subject], NEVER)
-    day = np.where(acute, 14 + integers(keys, 1, 5), integers(keys, 1, 13))
+    cause = np.where(acute, paths.cause[row + 1, subject], NEVER)
+    day = np.where(acute, FIRST_ACUTE_DAY + integers(keys, 1, ACUTE_DAYS), integers(keys, 1, CLINIC_DAYS))
     minute = np.where(acute, integers(keys, 2, MINUTES_PER_DAY), 8 * 60 + 15 * integers(keys, 2, 36))
     start = (step * DAYS_PER_STEP + day) * MINUTES_PER_DAY + minute
     typical = np.append(model.conditions.stay, np.ones(NEVER + 1 - len(model.conditions.stay), dtype=np.int64))[cause]
     nights = np.clip(typical - 1 + integers(keys, 3, 3), 2, 9)
     end = start + np.where(kind == INPATIENT, nights * MINUTES_PER_DAY, 0)
-    died = ~paths.alive[step + 1, subject] & (kind == INPATIENT) & (uniform(keys, 4) < 0.7)
-    both = (visit[step, subject] & OUTPATIENT > 0) & (visit[step, subject] & (EMERGENCY | INPATIENT) > 0)
-    state = np.where(~acute & both, step, step + 1)
+    died = ~paths.alive[row + 1, subject] & (kind == INPATIENT) & (uniform(keys, 4) < DEATHS_IN_STAY)
+    second = acute & (visit[row, subject] & OUTPATIENT > 0)
     order = np.lexsort((start, subject))
-    columns = (subject, step, kind, cause, start, end, keys, state, died)
+    columns = (subject, step, row, kind, cause, start, end, keys, second, died)
     return Visits(*(column[order] for column in columns))
 
 
-class _Emitter:
-    """Collects the parts of `Events`."""
+class Emitter:
+    """Collects the parts of `Events`: methods are parts of the record, and `emit` calls them all."""
 
-    def __init__(self, model: Model, paths: Trajectories, visits: Visits) -> None:
-        self.model, self.paths, self.visits = model, paths, visits
-        self.static = static_keys(paths.keys)
-        self.level = paths.level[visits.state, visits.subject]
-        self.known = paths.known[visits.state, visits.subject]
-        self.drug = paths.drug[visits.state, visits.subject]
+    def __init__(self, model: Model, paths: Trajectories, visits: Visits, wanted: np.ndarray | None) -> None:
+        self.model, self.paths, self.visits, self.wanted = model, paths, visits, wanted
+        self.static = paths.static
+        row, subject, hospital = visits.row, visits.subject, visits.at_hospital
+        # A clinic visit comes before the acute conditions of its step, and shows nothing of them.
+        self.level = paths.level[row + 1, subject]
+        self.level[np.ix_(~hospital, model.conditions.acute)] = 0
+        self.level_before = paths.level[row + visits.second, subject]
+
+        def around(then: np.ndarray, midway: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            middle = midway[row + 1, subject]
+            at = hospital[:, None]
+            return np.where(at, middle, then[row, subject]), np.where(at, then[row + 1, subject], middle)
+
+        self.known_before, self.known = around(paths.known, paths.known_midway)
+        self.drug_before, self.drug = around(paths.drug, paths.drug_midway)
         self.parts: list[Events] = []
+
+    def needs(self, role: str) -> bool:
+        """Whether a role holds a wanted code."""
+        return self.wanted is None or bool(self.wanted[self.model.book.roles[role][0]].any())
 
     def add(
         self, visit: np.ndarray, minute: np.ndarray, code: int | np.ndarray, value: np.ndarray | None = None
     ) -> None:
         """Add events; `minute` and `code` broadcast over `visit`."""
         shape = visit.shape
+        if self.wanted is not None:
+            keep = self.wanted[np.broadcast_to(code, shape)]
+            visit, shape = visit[keep], (int(keep.sum()),)
+            minute, code = minute[keep], code[keep] if isinstance(code, np.ndarray) else code
+            value = None if value is None else value[keep]
         self.parts.append(
             Events(
                 visit.astype(np.int32),
@@ -178,8 +260,19 @@ class _Emitter:
 
     def pick(self, role: str, where: np.ndarray, minute: np.ndarray, stream: int, personal: bool = False) -> None:
         """One code of a role at each visit of `where`; `personal` draws once per subject, so that it recurs."""
+        if not self.needs(role):
+            return
         keys = self.static[self.visits.subject[where]] if personal else self.visits.keys[where]
         self.add(where, minute[where], self.choose(role, uniform(keys, stream)))
+
+    def run(self) -> None:
+        """All parts."""
+        self.encounters()
+        self.diagnoses()
+        self.treatments(self.minor())
+        self.procedures()
+        self.measurements()
+        self.patterns()
 
     # Parts -----------------------------------------------------------------------------------------------------
 
@@ -202,29 +295,30 @@ class _Emitter:
         Stamped at the end of the visit, when a hospital codes them.
         """
         visits, conditions = self.visits, self.model.conditions
-        new = self.known & ~self.paths.known[visits.step, visits.subject]
+        new = self.known & ~self.known_before
         intake = visits.step == 0
         chance = np.zeros(REMOTE + 1)
         for kind, share in CHRONIC_CODED.items():
             chance[kind] = share
-        drawn = uniform(visits.keys, _DX + np.arange(len(conditions.names))).T
-        at_hospital = (visits.kind == EMERGENCY) | (visits.kind == INPATIENT)
+        at_hospital = visits.at_hospital
         for number, name in enumerate(conditions.names):
-            if conditions.courses[number] == "latent":
+            grades = [grade for grade in range(conditions.levels[number] + 1)
+                      if (role := f"dx/{name}/{grade}") in self.model.book.roles and self.needs(role)]  # fmt: skip
+            if not grades:
                 continue
+            drawn = uniform(visits.keys, _DX + number)
             level, known = self.level[:, number], self.known[:, number]
             if conditions.courses[number] == "acute":
                 coded = (level > 0) & at_hospital
-                history = (level == 0) & known & (drawn[:, number] < HISTORY_CODED)
+                history = (level == 0) & known & (drawn < HISTORY_CODED)
             else:
-                coded = known & (level > 0) & (intake | new[:, number] | (drawn[:, number] < chance[visits.kind]))
-                history = known & (level == 0) & (drawn[:, number] < HISTORY_CODED)
-            for grade in range(1, conditions.levels[number] + 1):
-                where = np.flatnonzero(coded & (level == grade))
-                acute = bool(conditions.courses[number] == "acute")
-                self.pick(f"dx/{name}/{grade}", where, visits.end, _DX + 100 + 8 * number + grade, personal=not acute)
-            if f"dx/{name}/0" in self.model.book.roles:
-                self.pick(f"dx/{name}/0", np.flatnonzero(history), visits.end, _DX + 100 + 8 * number, personal=True)
+                coded = known & (level > 0) & (intake | new[:, number] | (drawn < chance[visits.kind]))
+                history = known & (level == 0) & (drawn < HISTORY_CODED)
+            acute = bool(conditions.courses[number] == "acute")
+            for grade in grades:
+                where = np.flatnonzero(coded & (level == grade) if grade else history)
+                stream = _DX + 100 + 8 * number + grade
+                self.pick(f"dx/{name}/{grade}", where, visits.end, stream, personal=not (acute and grade))
 
     def minor(self) -> np.ndarray:
         """Routine and minor reasons for visits, complications and status codes; returns visits with a minor illness."""
@@ -258,14 +352,18 @@ class _Emitter:
             self.pick(f"dx/{role}", np.flatnonzero(has & (draw[5] < share)), visits.end, _DX + 931)
         return ill
 
+    def refilled(self) -> np.ndarray:
+        """Clinic visits at which nearly all drugs are listed, bool [v]."""
+        return ~self.visits.at_hospital & (uniform(self.visits.keys, _TREAT) < REFILL_VISIT)
+
     def treatments(self, ill: np.ndarray) -> None:
         """Drugs: begun ones always, continued ones where refilled, short courses for minor and hospital illness."""
         visits, drugs = self.visits, self.model.drugs
-        before = self.paths.drug[visits.step, visits.subject]
-        clinic = (visits.kind == OUTPATIENT) | (visits.kind == REMOTE)
-        refill = clinic & (uniform(visits.keys, _TREAT) < REFILL_VISIT)
-        chance = np.where(refill, REFILL, np.where(visits.kind == INPATIENT, HOSPITAL_REFILL, 0.0))
+        before = self.drug_before
+        chance = np.where(self.refilled(), REFILL, np.where(visits.kind == INPATIENT, HOSPITAL_REFILL, 0.0))
         for number, name in enumerate(drugs.names):
+            if not self.needs(f"rx/{name}"):
+                continue
             taken = self.drug[:, number]
             shown = taken & (~before[:, number] | (uniform(visits.keys, _TREAT + 1 + number) < chance))
             self.pick(f"rx/{name}", np.flatnonzero(shown), visits.end, _TREAT + 200 + number, personal=True)
@@ -284,16 +382,15 @@ class _Emitter:
         minute = np.where(stay, next_day, visits.end)
         for number in conditions.acute:
             role = f"px/{conditions.names[number]}"
-            if role in model.book.roles:
+            if role in model.book.roles and self.needs(role):
                 for extra, share in ((0, 0.75), (1, 0.35)):
                     drawn = uniform(visits.keys, _PX + 2 * number + extra) < share
                     where = np.flatnonzero((visits.cause == number) & drawn)
                     self.pick(role, where, minute, _PX + 200 + 2 * number + extra)
-        previous = self.paths.level[visits.step, visits.subject]
         for name, least in TRIGGERED_PROCEDURES.items():
             number = model.condition(name)
-            rose = self.level[:, number] > previous[:, number]
-            fresh = self.known[:, number] & ~self.paths.known[visits.step, visits.subject][:, number]
+            rose = self.level[:, number] > self.level_before[:, number]
+            fresh = self.known[:, number] & ~self.known_before[:, number]
             due = self.known[:, number] & (self.level[:, number] >= least) & (rose | fresh)
             where = np.flatnonzero(due & (visits.kind != REMOTE) & (uniform(visits.keys, _PX + 400 + number) < 0.7))
             self.pick(f"px/{name}", where, minute, _PX + 500 + number)
@@ -312,8 +409,8 @@ class _Emitter:
             chosen = np.flatnonzero(uniform(visits.keys, _PX + 600 + stream) < chance)
             self.pick(f"px/{role}", chosen, minute, _PX + 610 + stream)
 
-    def measurements(self) -> None:
-        """Panels of labs and vitals, their members together; some again before discharge."""
+    def panels(self) -> dict[str, np.ndarray]:
+        """Visits at which each panel is ordered."""
         visits, kind = self.visits, self.visits.kind
         ordered: dict[str, np.ndarray] = {}
         at_clinic = (kind == OUTPATIENT) | (kind == REMOTE)
@@ -327,16 +424,27 @@ class _Emitter:
             chance = np.where(kind == REMOTE, 0.0, np.where(at_clinic, chance, hospital))
             drawn = uniform(visits.keys, _LAB + number)
             ordered[panel] = np.flatnonzero((drawn < chance) & (male if panel == "prostate" else True))
-        long_stay = (kind == INPATIENT) & (visits.end - visits.start >= 3 * MINUTES_PER_DAY)
+        return ordered
+
+    def remeasured(self) -> np.ndarray:
+        """Stays whose `REPEATED_PANELS` are measured again, `BEFORE_DISCHARGE` minutes before their end."""
+        visits = self.visits
+        return np.flatnonzero((visits.kind == INPATIENT) & (visits.end - visits.start >= 3 * MINUTES_PER_DAY))
+
+    def measurements(self) -> None:
+        """Panels of labs and vitals, their members together; some again before discharge."""
+        visits, ordered, again = self.visits, self.panels(), self.remeasured()
+        self.ring = self.cycle_places(ordered["complement"])
         for number, lab in enumerate(self.model.labs):
             index = self.model.book.index(lab.code)
+            if self.wanted is not None and not self.wanted[index]:
+                continue
             where = ordered[lab.panel]
-            self.add(where, visits.start[where], index, self._values(number, where, 0))
+            self.add(where, visits.start[where], index, self.values(number, where, 0))
             if lab.panel in REPEATED_PANELS:
-                again = np.flatnonzero(long_stay)
-                self.add(again, visits.end[again] - 180, index, self._values(number, again, 1))
+                self.add(again, visits.end[again] - BEFORE_DISCHARGE, index, self.values(number, again, 1))
 
-    def _values(self, number: int, where: np.ndarray, repeat: int) -> np.ndarray:
+    def values(self, number: int, where: np.ndarray, repeat: int) -> np.ndarray:
         """Values of one lab at visits: the subject's own level, effects of states and treatment, and noise."""
         lab, subject = self.model.labs[number], self.visits.subject[where]
         own, noise = self._deviates(number, where, repeat)
@@ -362,32 +470,82 @@ class _Emitter:
         return shared * twin_own + apart * own, shared * twin_noise + apart * noise
 
     def _term(self, effect: Effect, where: np.ndarray) -> np.ndarray:
-        """What a lab reads, at the end of the visit's step."""
+        """What a lab reads at visits."""
         name, kind, argument = effect.term
-        subject, row = self.visits.subject[where], self.visits.step[where] + 1
+        subject = self.visits.subject[where]
         if name in self.model.conditions.names:
-            values = self.paths.level[row, subject, self.model.condition(name)]
+            values = self.level[where, self.model.condition(name)]
         elif name in self.model.drugs.names:
-            values = self.paths.drug[row, subject, self.model.drug(name)]
-        elif name in MEMORY:
-            values = self.paths.memory[row, subject, MEMORY.index(name)]
+            values = self.drug[where, self.model.drug(name)]
         elif name in TRAITS:
             values = self.paths.traits[subject, TRAITS.index(name)]
+        elif name == RING:
+            values = self.ring[where]
         else:
             values = {static: getattr(self.paths, static) for static in STATICS}[name][subject]
         if kind == "level":
             return values.astype(np.float64)
         return (values == argument if kind == "equals" else values > 0).astype(np.float64)
 
+    # Order: what hidden states leave in the sequence of codes alone ----------------------------------------------
 
-def emit(model: Model, paths: Trajectories, visits: Visits) -> Events:
-    """All dated events of a block except birth and death, in no order."""
-    emitter = _Emitter(model, paths, visits)
-    emitter.encounters()
-    emitter.diagnoses()
-    emitter.treatments(emitter.minor())
-    emitter.procedures()
-    emitter.measurements()
+    def patterns(self) -> None:
+        """The two patterns of codes; see `synthetic_patterns`."""
+        visits, roles = self.visits, self.model.book.roles
+        clinic = ~visits.at_hospital
+        draw = uniform(visits.keys, _PATTERN + np.arange(7))
+        if self.needs("pattern/spell"):
+            shown = np.flatnonzero(clinic & (draw[0] < SPELL_SHOWN))
+            forward = self._agrees(SPELL_STATE, shown, draw[1], SPELL_FIDELITY)
+            places = self.spell_places(shown, forward, integers(visits.keys[shown], _PATTERN + 7, SPELL_SIZE))
+            for minute, place in zip(SPELL_MINUTES, places, strict=True):
+                self.add(shown, visits.start[shown] + minute, roles["pattern/spell"][0][place])
+        if not (self.needs("pattern/drug") or self.needs("pattern/reaction")):
+            return
+        shown = np.flatnonzero(clinic & (draw[2] < REACTION_SHOWN))
+        drug_first = self.drug_first(shown, self._agrees(REACTION_STATE, shown, draw[5], REACTION_FIDELITY))
+        early, late = REACTION_MINUTES
+        for role, drawn, first in (("drug", draw[3], drug_first), ("reaction", draw[4], ~drug_first)):
+            code = roles[f"pattern/{role}"][0][(drawn[shown] < 0.5).astype(np.int64)]
+            self.add(shown, visits.start[shown] + np.where(first, early, late), code)
+
+    def spell_places(self, shown: np.ndarray, forward: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the first and the second complaint in their cycle."""
+        return first, (first + np.where(forward, 1, -1)) % SPELL_SIZE
+
+    def drug_first(self, shown: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Whether the drug comes before the complaint."""
+        return drawn
+
+    def walk(self, measured: np.ndarray, forward: np.ndarray) -> np.ndarray:
+        """Places of the complement cycle at the visits that measure it, each one move from the place before."""
+        return ring_places(self.visits.subject[measured], forward, self.first_places(), RING_SIZE)
+
+    def first_places(self) -> np.ndarray:
+        """Place of each subject before it moves for the first time, int64 [n]."""
+        return integers(self.static, _PATTERN + 1, RING_SIZE)
+
+    def cycle_places(self, measured: np.ndarray) -> np.ndarray:
+        """Place of the complement cycle at every visit, int64 [v]; 0 where it is not measured."""
+        forward = self._agrees(RING_STATE, measured, uniform(self.visits.keys, _PATTERN + 6), RING_FIDELITY)
+        place = np.zeros(len(self.visits), dtype=np.int64)
+        place[measured] = self.walk(measured, forward)
+        return place
+
+    def _agrees(self, state: str, where: np.ndarray, draw: np.ndarray, fidelity: float) -> np.ndarray:
+        """Whether the pattern goes the way of a present state, bool [len(where)]."""
+        present = self.level[where, self.model.condition(state)] > 0
+        return present == (draw[where] < fidelity)
+
+
+def emit(model: Model, paths: Trajectories, visits: Visits, wanted: np.ndarray | None = None) -> Events:
+    """Dated events of a block except birth and death, in no order.
+
+    Args:
+        wanted: bool [codes of the book]; the same events, of these codes only, for a fraction of the work.
+    """
+    emitter = Emitter(model, paths, visits, wanted)
+    emitter.run()
     parts = emitter.parts
     return Events(*(np.concatenate([getattr(part, name) for part in parts])
                     for name in ("visit", "minute", "code", "value")))  # fmt: skip

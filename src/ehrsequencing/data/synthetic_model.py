@@ -29,6 +29,8 @@ TRAITS = ("frail", "cardio", "mental", "care")
 MEMORY = ("scar", "nsaid_harm", "early_metformin")
 """What a subject's body remembers of the order of events; see docs/synthetic.md."""
 STATICS = ("male", "smoker")
+RING = "complement_ring"
+"""Place of the complement cycle, which one lab reads; see `synthetic_patterns`."""
 TABLES = ("synthetic_conditions.csv", "synthetic_drugs.csv", "synthetic_labs.csv", "synthetic_codes.csv")
 _TERM = re.compile(r"(\w+)(\*|<(\d+)|=(\d+))?:(-?[\d.]+)$")
 
@@ -260,7 +262,7 @@ def _labs(rows: list[dict[str, str]], known: set[str]) -> tuple[Lab, ...]:
     codes = [row["code"] for row in rows]
     for row in rows:
         twin, _, correlation = row["twin"].partition(":")
-        parsed = parse_effects(row["effects"], 1.0, known | {"age"}, TABLES[2])
+        parsed = parse_effects(row["effects"], 1.0, known - {*MEMORY} | {"age", RING}, TABLES[2])
         labs.append(
             Lab(
                 code=row["code"],

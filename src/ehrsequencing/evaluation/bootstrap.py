@@ -35,6 +35,9 @@ class Estimate:
         higher_is_better: Direction (of a difference a - b too: whether a positive one favours a).
         seeds: Trainings that the value is a mean of.
         redrawn: Resamples thrown away because they held one class.
+        subject_sd: Standard deviation of the value over resampled subjects, all seeds kept as they are.
+        seed_sd: Standard deviation between the single trainings, on the whole sample; None for one training. The
+            value, being a mean of K trainings, varies by seed_sd / sqrt(K) with the luck of the training.
     """
 
     value: float
@@ -46,13 +49,24 @@ class Estimate:
     higher_is_better: bool
     seeds: int = 1
     redrawn: int = 0
+    subject_sd: float | None = None
+    seed_sd: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `summary.json` holds them."""
-        return asdict(self)
+        """Plain values, as `summary.json` holds them; what is None is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-class _Rows:
+@dataclass(frozen=True)
+class Interval:
+    """A figure without direction, with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Resamples:
     """Outcomes by subject, and the resamples of them."""
 
     def __init__(self, y_true: ArrayLike, p: ArrayLike, subject_ids: ArrayLike, resamples: int, level: float) -> None:
@@ -127,10 +141,11 @@ class _Rows:
             done += len(counts)
         return values, samples
 
-    def estimate(self, name: str, value: float, low: float, high: float, seeds: int) -> Estimate:
+    def estimate(self, name: str, value: float, low: float, high: float, seeds: int, **spread: Any) -> Estimate:
         return Estimate(
             value=float(value), low=float(low), high=float(high), n=len(self.y), positives=self.positives,
             subjects=self.subjects, higher_is_better=METRICS[name].higher_is_better, seeds=seeds, redrawn=self.redrawn,
+            **spread,
         )  # fmt: skip
 
     def percentiles(self, samples: Array, value: float) -> tuple[float, float]:
@@ -225,7 +240,7 @@ def summarise_seeds(
     """
     rows, scores, cuts = _prepare(y_true, probabilities, thresholds, subject_ids, resamples, level)
     values, samples = rows.sample(metrics, scores, cuts, seed)
-    means, spread = values.mean(1), _mean_of_drawn_seeds(samples, seed)
+    means, spread = values.mean(1), mean_of_drawn_seeds(samples, seed)
     found = {}
     for m, name in enumerate(metrics):
         low, high = rows.percentiles(spread[m], means[m])
@@ -235,7 +250,11 @@ def summarise_seeds(
             low, high = min(low, wide[0]), max(high, wide[1])
         wide = rows.by_student(name, spread[m], float(means[m]), 0.0)
         low, high = min(low, wide[0]), max(high, wide[1])
-        found[name] = rows.estimate(name, means[m], low, high, len(scores))
+        found[name] = rows.estimate(
+            name, means[m], low, high, len(scores),
+            subject_sd=float(samples[m].mean(0).std(ddof=1)),
+            seed_sd=float(values[m].std(ddof=1)) if len(scores) > 1 else None,
+        )  # fmt: skip
     return found
 
 
@@ -272,7 +291,7 @@ def paired_difference(
     values, samples = rows.sample([metric], [*scores_a, *scores_b], [*cuts_a, *cuts_b], seed)
     of_a, of_b = slice(0, len(scores_a)), slice(len(scores_a), None)
     mean_a, mean_b = values[0, of_a].mean(), values[0, of_b].mean()
-    spread = _mean_of_drawn_seeds(samples[:, of_a], seed) - _mean_of_drawn_seeds(samples[:, of_b], seed + 1)
+    spread = mean_of_drawn_seeds(samples[:, of_a], seed) - mean_of_drawn_seeds(samples[:, of_b], seed + 1)
     low, high = rows.percentiles(spread[0], mean_a - mean_b)
     if rows.too_few(metric):
         wide_a, wide_b = rows.proportion_interval(mean_a), rows.proportion_interval(mean_b)
@@ -295,15 +314,15 @@ def _prepare(
     subject_ids: ArrayLike,
     resamples: int,
     level: float,
-) -> tuple[_Rows, list[RankedScores], list[float]]:
+) -> tuple[Resamples, list[RankedScores], list[float]]:
     if not len(probabilities):
         raise MetricError("no probabilities to judge", got="0 seeds")
     cuts = [float(t) for t in np.broadcast_to(np.asarray(thresholds, dtype=np.float64), len(probabilities))]
-    rows = _Rows(y_true, probabilities[0], subject_ids, resamples, level)
+    rows = Resamples(y_true, probabilities[0], subject_ids, resamples, level)
     return rows, [RankedScores(y_true, p) for p in probabilities], cuts
 
 
-def _mean_of_drawn_seeds(samples: Array, seed: int) -> Array:
+def mean_of_drawn_seeds(samples: Array, seed: int) -> Array:
     """[metrics, seeds, resamples] -> [metrics, resamples], each the mean of seeds - 1 seeds drawn anew."""
     seeds, resamples = samples.shape[1:]
     if seeds == 1:

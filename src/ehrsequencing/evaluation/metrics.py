@@ -299,6 +299,17 @@ def precision_recall_points(y_true: ArrayLike, p: ArrayLike) -> tuple[Array, Arr
     return positive / positive[-1], positive / (positive + negative)
 
 
+def thinned(curve: tuple[Array, Array], most: int = 200) -> dict[str, list[float]]:
+    """A curve as plain numbers, at most `most` points of it, both ends among them.
+
+    >>> thinned((np.arange(5.0), np.ones(5)), 3)["x"]
+    [0.0, 2.0, 4.0]
+    """
+    x, y = curve
+    keep = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
+    return {"x": x[keep].tolist(), "y": y[keep].tolist()}
+
+
 def _cumulative(y_true: ArrayLike, p: ArrayLike, what: str) -> tuple[Array, Array]:
     """Positives and negatives called positive at each distinct probability."""
     scores = RankedScores(y_true, p)

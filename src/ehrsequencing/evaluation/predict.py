@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import polars as pl
 import torch
 
 from ehrsequencing.data.batching import BatchSource
+from ehrsequencing.data.labels import trained_categories
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import RunError
@@ -37,6 +38,22 @@ def load_classifier(run: str | Path, store: TokenStore) -> BEHRTForSequenceClass
     return model.eval()
 
 
+def check_categories(run: str | Path, categories: Sequence[str]) -> None:
+    """The categories of a multi-label run must be those asked for; none of a binary one.
+
+    Raises:
+        RunError: they are not.
+    """
+    own = trained_categories(Path(run) / "model")
+    if own != list(categories):
+        raise RunError(
+            f"{run} decides another set of categories",
+            got=f"{len(categories)} categories" if categories else "a binary label",
+            expected=f"{len(own)} categories" if own else "a binary label",
+            remedy="evaluate on the labels that the run was trained with",
+        )
+
+
 @torch.inference_mode()
 def predict(
     model: BEHRTForSequenceClassification,
@@ -47,7 +64,7 @@ def predict(
     token_budget: int = 16384,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Probabilities, float64 [examples], in the order of `examples`."""
+    """Probabilities in the order of `examples`: float64 [examples], of several labels float32 [examples, labels]."""
     source = BatchSource(
         store.split(split),
         examples,
@@ -56,7 +73,10 @@ def predict(
         token_budget=token_budget,
         seed=0,
     )
-    probabilities = np.full(len(examples.index), np.nan)
+    several = model.problem_type != "binary"
+    probabilities = np.full(
+        (len(examples), model.num_labels) if several else len(examples), np.nan, np.float32 if several else np.float64
+    )
     done = 0
     for batch in source.fixed():
         logits = model(**batch.inputs(model.config.input_names)).logits
@@ -68,12 +88,24 @@ def predict(
 
 
 def prediction_frame(examples: Examples, probabilities: dict[str, np.ndarray]) -> pl.DataFrame:
-    """Table of subject, prediction time, label and one column of probabilities per model."""
+    """Table of subject, prediction time, label and one column of probabilities per model.
+
+    Of a multi-label task it has a row per example and category, with a column `category` beside.
+    """
+    target = np.asarray(examples.target)
+    keys = {
+        "subject_id": pl.Series(examples.subject_id),
+        "prediction_time": pl.Series(examples.until).cast(pl.Datetime("us")),
+    }
+    if target.ndim == 1:
+        return pl.DataFrame({**keys, "label": target > 0.5, **probabilities})
+    rows, categories = target.shape
+    row, column = np.repeat(np.arange(rows), categories), np.tile(np.arange(categories), rows)
     return pl.DataFrame(
         {
-            "subject_id": examples.subject_id,
-            "prediction_time": pl.Series(examples.until).cast(pl.Datetime("us")),
-            "label": np.asarray(examples.target) > 0.5,
-            **probabilities,
+            **{name: values[row] for name, values in keys.items()},
+            "category": pl.Series(examples.categories, dtype=pl.Enum(examples.categories))[column],
+            "label": target.ravel(),
+            **{name: values.ravel() for name, values in probabilities.items()},
         }
     )

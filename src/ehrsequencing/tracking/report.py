@@ -8,7 +8,7 @@ from typing import Any
 
 from ehrsequencing.errors import RunError
 from ehrsequencing.io import read_json, write_text
-from ehrsequencing.tracking import figures, sections
+from ehrsequencing.tracking import figures, sections, validation_sections
 from ehrsequencing.tracking.html import Html, element, join, page
 from ehrsequencing.tracking.report_data import ReportData, read_report_data
 from ehrsequencing.tracking.summary import check_metrics, format_number
@@ -85,10 +85,20 @@ def _body(
         ("curves", "Learning curves", figures.curves(drawn, names)),
         ("ranking", "Ranking", figures.ranking(data.roc, data.pr, metrics, names)),
         ("calibration", "Calibration", figures.calibration(data.calibration, names)),
+        (
+            "calibration-lines",
+            "Calibration slope and intercept",
+            validation_sections.calibration_lines(data.calibration_fit, names),
+        ),
+        ("decisions", "Decisions", validation_sections.decisions(data.decision, names)),
+        ("subgroups", "Subgroups", validation_sections.subgroups(data.subgroups, metrics, names)),
+        ("variance", "Trainings and subjects", validation_sections.variance(metrics, names)),
+        ("unknown", "Unknown codes", validation_sections.unknown_codes(data.unknown)),
         ("confusion", "Confusion matrix", sections.confusion(data.confusion, names)),
         ("parameters", "What was trained", sections.parameters(data.parameters, names)),
         ("cohort", "Cohort", sections.cohort(data.cohort)),
         ("data", "Data", sections.pairs(data.data)),
+        ("audit", "Leakage audit", sections.audit(data.audit)),
         ("baselines", "Baselines", sections.baselines(data.baselines, names)),
         ("caveats", "Caveats", sections.listing(caveats)),
         ("settings", "Settings", sections.pairs(flatten(settings))),

@@ -81,6 +81,85 @@ class CalibrationPoint(_Section):
     n: int | None = Field(None, description="rows in the bin")
 
 
+class Bounded(_Section):
+    """A figure with its 95 % interval."""
+
+    value: float = Field(description="the figure")
+    low: float = Field(description="lower end")
+    high: float = Field(description="upper end")
+
+
+class CalibrationLine(_Section):
+    """Logistic recalibration on held-out rows."""
+
+    slope: Bounded = Field(description="1 is right; below 1 too extreme")
+    intercept: Bounded = Field(description="0 is right; below 0 risks are too high on average")
+
+
+class DecisionModel(_Section):
+    """Decision curve of one model, a point per threshold."""
+
+    net_benefit: list[Bounded] = Field(description="per row judged")
+    gain: list[Bounded] = Field(description="above the better of treating everyone and no one")
+
+
+class Decision(_Section):
+    """Decision curves on common thresholds."""
+
+    thresholds: list[float] = Field(description="risk from which one would act")
+    treat_all: list[float] = Field(description="net benefit of treating everyone")
+    models: dict[str, DecisionModel] = Field(description="{model: points}")
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        lengths = {len(self.treat_all)} | {
+            len(points) for model in self.models.values() for points in (model.net_benefit, model.gain)
+        }
+        if lengths != {len(self.thresholds)} or not self.thresholds:
+            raise ValueError(f"every curve needs a point per threshold ({len(self.thresholds)}), not {sorted(lengths)}")
+        return self
+
+
+class SubgroupRow(_Section):
+    """Size of one group; its metrics are in summary.json under `task[by=group]`."""
+
+    by: str = Field(description="the grouping, such as sex")
+    group: str = Field(description="the group, such as Female")
+    n: int = Field(description="rows judged")
+    positives: int = Field(description="positive rows")
+    subjects: int = Field(description="subjects")
+    too_small: str | None = Field(None, description="why the group is not scored")
+
+
+class UnknownKind(_Section):
+    """Events and codes of one kind, and those without a token."""
+
+    kind: str = Field(description="diagnosis, drug, ...")
+    events: int = Field(description="events of the subjects judged")
+    unknown_events: int = Field(description="those read as UNK")
+    codes: int | None = Field(None, description="distinct codes in the dataset")
+    unknown_codes: int | None = Field(None, description="those without a token")
+
+
+class LostCode(_Section):
+    """A code without a token."""
+
+    code: str = Field(description="as the source writes it")
+    kind: str = Field(description="diagnosis, drug, ...")
+    events: int = Field(description="events in the dataset")
+
+
+class Unknown(_Section):
+    """What the vocabulary does not know of another dataset."""
+
+    events: int = Field(description="events of the subjects judged")
+    unknown_events: int = Field(description="those read as UNK")
+    codes: int | None = Field(None, description="distinct codes in the dataset")
+    unknown_codes: int | None = Field(None, description="those without a token")
+    kinds: list[UnknownKind] = Field([], description="per kind")
+    most_frequent: list[LostCode] = Field([], description="unknown codes with the most events")
+
+
 class Confusion(_Section):
     """Counts, true class by row."""
 
@@ -120,6 +199,14 @@ class Baseline(_Section):
     chosen: Any = Field(None, description="setting chosen on tuning")
 
 
+class AuditRow(_Section):
+    """One check of the leakage audit."""
+
+    check: str = Field(description="its name, as `--accept` takes it")
+    result: str = Field(description="passed, warning, error, accepted or not checked")
+    found: list[str] = Field(description="what was found, one sentence each")
+
+
 class ReportData(_Section):
     """The whole of `report_data.json`."""
 
@@ -134,12 +221,17 @@ class ReportData(_Section):
     roc: dict[str, Curve] = Field({}, description="{model: {x, y}}")
     pr: dict[str, Curve] = Field({}, description="{model: {x, y}}")
     calibration: dict[str, list[CalibrationPoint]] = Field({}, description="{model: bins}")
+    calibration_fit: dict[str, CalibrationLine] = Field({}, description="{model: slope, intercept}")
+    decision: Decision | None = Field(None, description="decision curves")
+    subgroups: list[SubgroupRow] = Field([], description="groups of the held-out rows")
+    unknown: Unknown | None = Field(None, description="what the vocabulary does not know of another dataset")
     confusion: Confusion | None = Field(None, description="counts at the chosen threshold")
     parameters: dict[str, dict[str, dict[str, int] | list[str]]] = Field(
         {}, description="{model: {pretrained | from_scratch | frozen | received_gradient: {name: count} or [name]}}"
     )
     cohort: Cohort | None = Field(None, description="flow from raw records to rows")
     data: dict[str, str | int | float | bool | None] = Field({}, description="statistics of the data")
+    audit: list[AuditRow] = Field([], description="checks made before training")
     baselines: dict[str, Baseline] = Field({}, description="{name: features, grid, chosen}")
     caveats: list[str] = Field([], description="what a reader must not conclude")
     commands: list[str] = Field([], description="how it was made, one command each")

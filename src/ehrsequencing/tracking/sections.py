@@ -9,6 +9,7 @@ from typing import Any
 from ehrsequencing.tracking.figures import Metrics, Names, in_order
 from ehrsequencing.tracking.html import Html, element, join, table
 from ehrsequencing.tracking.report_data import (
+    AuditRow,
     Baseline,
     Cohort,
     Confusion,
@@ -31,6 +32,7 @@ from ehrsequencing.tracking.words import (
 
 _MASKED = ("loss", "accuracy", "top10")
 _LONG = 30
+_ALARMING = ("error", "accepted", "warning")
 _PARAMETER_GROUPS = {
     "pretrained": "Pretrained",
     "from_scratch": "Learned from scratch",
@@ -302,6 +304,20 @@ def cohort(flow: Cohort | None) -> Html | None:
         class_="strips",
     )
     return join([made, element("p", flow.note, class_="note") if flow.note else None])
+
+
+def audit(rows: Sequence[AuditRow]) -> Html | None:
+    """What the leakage audit checked, found, and was told to accept."""
+    if not rows:
+        return None
+    body = [
+        [row.check, element("strong", row.result) if row.result in _ALARMING else row.result, "; ".join(row.found)]
+        for row in rows
+    ]
+    made = table("Before training", ["Check", "Result", "Found"], body, text_columns=(0, 1, 2))
+    accepted = [row.check for row in rows if row.result == "accepted"]
+    note = f"Accepted with --accept in spite of the error: {', '.join(accepted)}." if accepted else None
+    return join([made, element("p", note, class_="note") if note else None])
 
 
 def pairs(items: Mapping[str, Any]) -> Html | None:

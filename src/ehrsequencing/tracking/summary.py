@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,14 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "auroc": True,
     "auprc": True,
     "f1": True,
+    "auroc_micro": True,
+    "auroc_macro": True,
+    "auprc_micro": True,
+    "auprc_macro": True,
+    "f1_micro": True,
+    "f1_macro": True,
+    "recall_at_10": True,
+    "recall_at_30": True,
     "accuracy": True,
     "top10": True,
     "mlm_accuracy": True,
@@ -29,7 +38,13 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 }
 """Direction of every metric that the package computes, by the last part of its key."""
 
-METRIC_FIELDS = ("value", "low", "high", "n", "positives", "subjects", "seeds", "redrawn", "higher_is_better")
+METRIC_FIELDS = (
+    "value", "low", "high", "n", "positives", "subjects", "categories", "seeds", "redrawn", "subject_sd", "seed_sd",
+    "higher_is_better",
+)  # fmt: skip
+
+ORACLE = "oracle: "
+"""Names that begin so are no models: they stand for what could be reached on synthetic records."""
 
 
 def split_key(key: str) -> tuple[str, str, str]:
@@ -43,6 +58,25 @@ def split_key(key: str) -> tuple[str, str, str]:
     task, _, rest = key.rpartition("/")
     metric, _, horizon = rest.partition("@")
     return task, metric, horizon
+
+
+def subgroup_key(task: str, by: str, group: str, metric: str) -> str:
+    """Key of a metric on one group of a task's rows.
+
+    >>> subgroup_key("heart_failure", "sex", "Female", "auroc")
+    'heart_failure[sex=Female]/auroc'
+    """
+    return f"{task}[{by}={group}]/{metric}"
+
+
+def subgroup_of(task: str) -> tuple[str, str, str] | None:
+    """Task, grouping and group of the task part of a `subgroup_key`; None for a whole task.
+
+    >>> subgroup_of("heart_failure[sex=Female]"), subgroup_of("heart_failure")
+    (('heart_failure', 'sex', 'Female'), None)
+    """
+    match = re.fullmatch(r"(.*?)\[([^=]+)=(.*)\]", task, re.DOTALL)
+    return None if match is None else (match[1], match[2], match[3])
 
 
 def direction(key: str, entry: Mapping[str, Any] | None = None) -> bool:
@@ -92,7 +126,7 @@ def _check_entry(name: str, key: str, entry: Mapping[str, Any]) -> dict[str, Any
         if value is None:
             continue
         value = value.item() if hasattr(value, "item") else value
-        if field in ("value", "low", "high") and not _is_finite(value):
+        if field in ("value", "low", "high", "subject_sd", "seed_sd") and not _is_finite(value):
             raise MetricError(
                 f"the {field} of metric {name} is not a finite number",
                 got=value,

@@ -6,12 +6,20 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ehrsequencing.tracking.report_data import Difference, Floor, ModelRow
-from ehrsequencing.tracking.summary import direction, format_number, split_key
+from ehrsequencing.tracking.summary import ORACLE, direction, format_number, split_key, subgroup_of
 
 METRIC_NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "f1": "F1",
+    "auroc_micro": "AUROC, micro",
+    "auroc_macro": "AUROC, macro",
+    "auprc_micro": "AUPRC, micro",
+    "auprc_macro": "AUPRC, macro",
+    "f1_micro": "F1, micro",
+    "f1_macro": "F1, macro",
+    "recall_at_10": "Recall at 10",
+    "recall_at_30": "Recall at 30",
     "brier": "Brier score",
     "ece": "Calibration error",
     "log_loss": "Log loss",
@@ -36,7 +44,15 @@ MEANINGS = {
     "higher predicted risk: 0.5 is guessing, 1 is perfect.",
 }
 MEANINGS["c_uno"] = MEANINGS["c_harrell"]
-_PRIMARY = ("auroc", "c_uno", "c_harrell", "auprc", "f1", "brier", "ce", "log_loss")
+MEANINGS["auroc_macro"] = (
+    "AUROC, macro is the chance that, of a subject with a category and one without, the first is ranked above for it, "
+    "averaged over categories: 0.5 is guessing, 1 is perfect. Micro pools the predictions of all categories, so it "
+    "also rewards knowing which are frequent."
+)
+MEANINGS["recall_at_10"] = (
+    "Recall at 10 is the share of what came that is among the ten most probable categories of that subject."
+)
+_PRIMARY = ("auroc", "auroc_macro", "c_uno", "c_harrell", "auprc", "f1", "brier", "ce", "log_loss")
 _FEW_POSITIVES = 100
 TUNING = "tuning:"
 """Before a task's name: the figures are of the tuning split, which also chose the best epoch."""
@@ -73,11 +89,11 @@ def is_masked_code_metric(key: str) -> bool:
 
 
 def by_task(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """{task: {key: {model: entry}}} without masked-code metrics, in the order of first appearance."""
+    """{task: {key: {model: entry}}} without masked-code metrics and subgroups, in the order of first appearance."""
     tasks: dict[str, dict[str, dict[str, Any]]] = {}
     for model, entries in metrics.items():
         for key, entry in entries.items():
-            if not is_masked_code_metric(key):
+            if not is_masked_code_metric(key) and subgroup_of(split_key(key)[0]) is None:
                 tasks.setdefault(split_key(key)[0], {}).setdefault(key, {})[model] = entry
     return tasks
 
@@ -92,9 +108,10 @@ def primary_key(keys: Sequence[str]) -> str:
 
 
 def best_model(entries: Mapping[str, Mapping[str, Any]], key: str) -> str:
-    """Model with the best value of one metric, its direction respected; the first of equals."""
+    """Model with the best value of one metric, its direction respected; the first of equals. An oracle is no model."""
     sign = 1 if direction(key, next(iter(entries.values()))) else -1
-    return max(entries, key=lambda model: sign * entries[model]["value"])
+    models = [model for model in entries if not model.startswith(ORACLE)] or list(entries)
+    return max(models, key=lambda model: sign * entries[model]["value"])
 
 
 def plain_words(
@@ -118,12 +135,14 @@ def plain_words(
     baselines = {row.model for row in rows if row.kind == "baseline"}
     metrics = summary.get("metrics") or {}
     paragraphs: list[str] = []
-    tasks = by_task(metrics)
+    tasks = by_task({model: entries for model, entries in metrics.items() if not model.startswith(ORACLE)})
+    oracles = by_task({model: entries for model, entries in metrics.items() if model.startswith(ORACLE)})
     for task, table in tasks.items():
         key = primary_key(list(table))
         paragraphs.append(_verdict(task, table, key, names))
         paragraphs += _comparisons(table[key], key, pairs, names, baselines)
         paragraphs += _precision(table[key], key)
+        paragraphs += _reachable(table[key], oracles.get(task, {}).get(key, {}), key, names)
     known, judged = masked_code_floors(metrics, [Floor.model_validate(floor) for floor in floors], baselines)
     paragraphs += _masked_codes(judged, known, names)
     if tasks:
@@ -149,7 +168,7 @@ def _verdict(task: str, table: Mapping[str, Mapping[str, Any]], key: str, names:
         sentences.append(f"{_name(best, names)} has the {extreme} {name}, {_value(entry)}.")
     else:
         sentences.append(f"{_name(best, names)} reaches {name} {_value(entry)}.")
-    if metric in ("auroc", "c_harrell", "c_uno") and _spans(entry, 0.5):
+    if metric in ("auroc", "auroc_macro", "c_harrell", "c_uno") and _spans(entry, 0.5):
         sentences.append("Its interval includes 0.5, so it cannot be told from guessing.")
     sizes = {item["n"] for item in entries.values() if item.get("n") is not None}
     if len(sizes) > 1:
@@ -201,6 +220,24 @@ def _comparisons(
     if advanced and simple:
         sentences.append(_worth_it(best_model(advanced, key), best_model(simple, key), relevant, higher, names))
     return [" ".join(sentences)]
+
+
+def _reachable(
+    entries: Mapping[str, Mapping[str, Any]],
+    oracles: Mapping[str, Mapping[str, Any]],
+    key: str,
+    names: Mapping[str, str],
+) -> list[str]:
+    """What could be reached on these synthetic rows, beside the best model."""
+    if not oracles:
+        return []
+    told = ", ".join(f"{name.removeprefix(ORACLE)} {_value(entry)}" for name, entry in oracles.items())
+    best = best_model(entries, key)
+    return [
+        f"The records are synthetic, so what could be reached is known: {metric_name(key)} {told}; "
+        f"{_name(best, names)} has {_value(entries[best])}. The ceiling knows hidden states that no record shows, the "
+        "attainable optimum the record alone."
+    ]
 
 
 def _difference(pair: Difference, key: str, higher: bool, names: Mapping[str, str]) -> str:
@@ -338,13 +375,15 @@ def _population(entry: Mapping[str, Any], task: str) -> str:
     text = f"{n:,} {'tuning' if task.startswith(TUNING) else 'held-out'} predictions"
     if subjects is not None:
         text += f" of {subjects:,} subjects"
+    if entry.get("categories"):
+        return f"{text}, with {positives or 0:,} positives in {entry['categories']:,} categories"
     if positives is not None:
         text += f", {positives:,} of them positive ({positives / n:.1%})" if n else ", none of them positive"
     return text
 
 
 def _share(entry: Mapping[str, Any]) -> float | None:
-    if entry.get("positives") is None or not entry.get("n"):
+    if entry.get("positives") is None or not entry.get("n") or entry.get("categories"):
         return None
     return entry["positives"] / entry["n"]
 

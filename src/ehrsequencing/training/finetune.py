@@ -1,12 +1,13 @@
 """Fine-tuning: a token store, labels and (usually) a pretrained run in; an adapted model out.
 
-Held-out subjects are never read here; `ehrseq evaluate` judges on them.
+Held-out subjects are audited here and never trained or tuned on; `ehrseq evaluate` judges on them.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,10 @@ import torch
 
 from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data
-from ehrsequencing.data.labels import labels_hash, read_labels
-from ehrsequencing.data.schema import SPLITS
-from ehrsequencing.data.sequences import Examples
+from ehrsequencing.data.labels import CATEGORIES_FILE, labels_hash, read_labels, trained_categories
 from ehrsequencing.data.store import TokenStore
-from ehrsequencing.errors import CheckpointError, ConfigError, LabelError
-from ehrsequencing.io import read_json
+from ehrsequencing.errors import CheckpointError, ConfigError
+from ehrsequencing.io import hash_bytes, read_json
 from ehrsequencing.models.behrt import BEHRTForSequenceClassification
 from ehrsequencing.models.folder import tensors_hash
 from ehrsequencing.models.lora import (
@@ -32,10 +31,12 @@ from ehrsequencing.models.lora import (
     parameter_report,
     save_lora_weights,
 )
+from ehrsequencing.tasks.audit import audit
 from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
+from ehrsequencing.training.examples import check_origin, labelled_examples
 from ehrsequencing.training.loop import Trainer
-from ehrsequencing.training.plans import ClassificationPlan
+from ehrsequencing.training.plans import ClassificationPlan, MultiLabelPlan
 from ehrsequencing.training.runs import (
     as_built,
     batch_source,
@@ -68,11 +69,12 @@ def finetune(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a BEHRT on a binary label.
+    """Fine-tune a BEHRT on a binary or a multi-label task.
 
     Args:
         store_path: Token store.
-        labels_path: Parquet in the MEDS label schema with `boolean_value`.
+        labels_path: Parquet in the MEDS label schema: `boolean_value`, or `categorical_value` with a row per positive
+            category.
         out: Run directory.
         config: `method` lora (frozen base, adapters and head), full, probe (head alone) or scratch (no base).
         from_run: Pretrained run; needed by full and probe.
@@ -84,8 +86,10 @@ def finetune(
         The summary that is also written to `summary.json` (tuning metrics only).
 
     Raises:
-        ConfigError: the method and `from_run` do not fit, or `out` overlaps store or labels or lies in a dataset.
+        ConfigError: the method and `from_run` do not fit, `from_run` was fine-tuned on labels of another kind, or
+            `out` overlaps store or labels or lies in a dataset.
         LabelError: no label in train or tuning, or a single class.
+        AuditError: the leakage audit found an error that `config.accept` does not name.
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
     observer = observer or Observer()
@@ -105,16 +109,21 @@ def finetune(
     store = TokenStore.open(store_path).verify()
     labels, manifest = read_labels(labels_path)
     check_origin(store, manifest, str(labels_path))
-    examples = binary_examples(store, labels, str(labels_path), ("train", "tuning"))
+    examples, notes = labelled_examples(store, labels, manifest, str(labels_path), ("train", "tuning"))
+    categories = examples["train"].categories
     base_folder = require_run(Path(from_run)) if from_run is not None else None
     start = plan_start(
         Path(out), config, resume=resume, overwrite=overwrite, from_run=Path(from_run) if from_run else None
     )
     config = start.config
-    notes: list[str] = []
+    audited = audit(store, labels, manifest, accept=config.accept)
+    audited.raise_errors()
+    notes += audited.notes()
+    for note in notes:
+        observer.say(note)
     seed_everything(config.loop.seed)
     with warnings_to(observer, notes):
-        model = _build(config, base_folder, store)
+        model = _build(config, base_folder, store, categories)
     if base_folder is not None:
         start = as_built(start, model.config)
         config = start.config
@@ -124,19 +133,22 @@ def finetune(
         "base": _base_hash(model) if base_folder is not None else "none",
         "configuration": config_hash(config),
     }
+    if categories:
+        identity["categories"] = hash_bytes(_categories_file(categories))
     check_identity(start, identity)
     if (done := finished_summary(start)) is not None:
         return done
-    prevalence = float(np.mean(_targets(examples["train"])))
+    prevalence = _prevalence(np.asarray(examples["train"].target))
     # Predictions start at the prevalence, so no step is spent on learning it.
-    torch.nn.init.constant_(model.classifier.bias, math.log(prevalence / (1 - prevalence)))
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.as_tensor(np.log(prevalence / (1 - prevalence))))
     with warnings_to(observer, notes):
         model = _adapt(model, config)
     sources = {
         split: batch_source(store, split, examples[split], config.loop, model.config.max_length)
         for split in ("train", "tuning")
     }
-    plan = ClassificationPlan(model.config, sources["train"], sources["tuning"])
+    plan = (MultiLabelPlan if categories else ClassificationPlan)(model.config, sources["train"], sources["tuning"])
     parameters = count_parameters(model)
     task = str(manifest.get("task", Path(labels_path).stem))
     facts = {
@@ -150,8 +162,10 @@ def finetune(
         "vocabulary_hash": store.vocabulary.hash,
         "from_run": str(Path(from_run).resolve()) if from_run is not None else None,
         "parameters": parameters,
+        "audit": audited.rows(),
         "examples": {split: len(examples[split].index) for split in examples},
-        "positives": {split: int(_targets(examples[split]).sum()) for split in examples},
+        "positives": {split: int(np.asarray(examples[split].target).sum()) for split in examples},
+        **({"categories": len(categories)} if categories else {}),
     }
     with open_run(start, identity, facts) as tracker:
         observer.say(
@@ -170,10 +184,11 @@ def finetune(
             observer=observer,
         )
         result = trainer.fit(resume=start.taken_up)
-        logits, truth = plan.tuning_logits(trainer.model, trainer.fabric.device)
-        # At a rare outcome nothing passes 0.5; called positive is whoever is above the average risk of train.
-        called = (logits.sigmoid() > prevalence).long().tolist()
-        tracker.plot_confusion_matrix(truth.long().tolist(), called, ["no", "yes"])
+        if not categories:
+            logits, truth = plan.tuning_logits(trainer.model, trainer.fabric.device)
+            # At a rare outcome nothing passes 0.5; called positive is whoever is above the average risk of train.
+            called = (logits.sigmoid() > float(prevalence[0])).long().tolist()
+            tracker.plot_confusion_matrix(truth.long().tolist(), called, ["no", "yes"])
         model.to("cpu")
         report = parameter_report(model)
         for name in report["no_gradient"]:
@@ -181,9 +196,8 @@ def finetune(
         if adapted:
             save_lora_weights(model, tracker.run_dir / "adapter")
         plain = merge_lora(model) if adapted else model
-        plain.save_pretrained(
-            tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=store_files(store)
-        )
+        files = store_files(store) | ({CATEGORIES_FILE: _categories_file(categories)} if categories else {})
+        plain.save_pretrained(tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=files)
         name = f"behrt-{size_name(model.config)}-{config.method}"
         metrics = {
             name: {
@@ -192,8 +206,9 @@ def finetune(
                     "n": len(examples["tuning"].index),
                     "seeds": 1,
                     "higher_is_better": True,
+                    **({"categories": plan.judged} if isinstance(plan, MultiLabelPlan) else {}),
                 }
-                for metric in ("auroc", "auprc")
+                for metric in plan.metrics
             }
         }
         write_report_data(
@@ -213,6 +228,7 @@ def finetune(
                 "parameters": {name: parameter_section(report)},
                 "cohort": flow_section(manifest),
                 "data": describe_store(store),
+                "audit": audited.rows(),
                 "caveats": [
                     "These figures are on tuning subjects, which also chose the best epoch; "
                     "run `ehrseq evaluate` for held-out figures with intervals.",
@@ -226,56 +242,41 @@ def finetune(
         return read_json(tracker.run_dir / "summary.json")
 
 
-def binary_examples(store: TokenStore, labels: Any, source: str, splits: tuple[str, ...]) -> dict[str, Examples]:
-    """Labelled histories per split.
-
-    Raises:
-        LabelError: a split has no labelled history, or (train, tuning) one class.
-    """
-    if labels["boolean_value"].null_count() == len(labels):
-        raise LabelError(f"{source}: boolean_value is empty", expected="a binary task's labels")
-    ids = labels["subject_id"].to_numpy()
-    known = np.zeros(len(ids), dtype=bool)
-    for split in SPLITS:
-        known |= store.split(split).index_of(ids) >= 0
-    if not known.all():
-        raise LabelError(
-            f"{source}: {int((~known).sum())} labels are of subjects that {store.path} does not hold",
-            got=f"subject {int(ids[~known][0])} for one",
-            remedy="build the labels from the dataset the store was prepared from",
-        )
-    examples = {split: Examples.from_labels(store.split(split), labels) for split in splits}
-    for split, rows in examples.items():
-        if len(rows.index) == 0:
-            raise LabelError(
-                f"{source}: no label falls on a subject of split {split}",
-                remedy="build the labels from the dataset the store was prepared from, or use more subjects",
-            )
-        positives = int(_targets(rows).sum())
-        if positives in (0, len(rows.index)):
-            raise LabelError(
-                f"{source}: split {split} has one class only",
-                got=f"{positives} positives of {len(rows.index)}",
-                expected="both classes",
-                remedy="choose a longer window, another task or more subjects",
-            )
-    return examples
+def _prevalence(target: np.ndarray) -> np.ndarray:
+    """Share of positives per label, float [labels]; where there are none or all, as of half a row."""
+    rows = np.atleast_2d(target.T).T
+    return np.clip(rows.sum(0, dtype=np.float64), 0.5, len(rows) - 0.5) / len(rows)
 
 
-def _targets(examples: Examples) -> np.ndarray:
-    if examples.target is None:
-        raise LabelError("the examples carry no target")
-    return examples.target
+def _categories_file(categories: Sequence[str]) -> bytes:
+    return (json.dumps({"categories": list(categories)}, ensure_ascii=False) + "\n").encode()
 
 
-def _build(config: FinetuneConfig, base: Path | None, store: TokenStore) -> BEHRTForSequenceClassification:
+def _build(
+    config: FinetuneConfig, base: Path | None, store: TokenStore, categories: Sequence[str]
+) -> BEHRTForSequenceClassification:
+    head: dict[str, Any] = {"num_labels": len(categories), "problem_type": "multi_label"} if categories else {}
     if base is None:
-        return BEHRTForSequenceClassification(model_config(config.model, len(store.vocabulary)))
+        return BEHRTForSequenceClassification(model_config(config.model, len(store.vocabulary)), **head)
+    if _is_classifier(base):
+        _check_head(base, categories)
     given = config.model.model_fields_set & {"dropout", "attention_dropout", "pooling"}
     options = config.model.model_dump(include=given)
     if "pooling" not in given and not _is_classifier(base):
         options["pooling"] = config.model.pooling
-    return load_base(BEHRTForSequenceClassification, base, store, **options)
+    return load_base(BEHRTForSequenceClassification, base, store, **options, **head)
+
+
+def _check_head(base: Path, categories: Sequence[str]) -> None:
+    """A fine-tuned base brings its head along, which must decide what these labels ask."""
+    own = trained_categories(base)
+    if own != list(categories):
+        raise ConfigError(
+            f"{base} was fine-tuned on labels of another kind",
+            got=f"{len(own)} categories" if own else "a binary label",
+            expected=f"the {len(categories)} categories of the labels" if categories else "a binary label",
+            remedy="name the pretrained run with --from",
+        )
 
 
 def _is_classifier(folder: Path) -> bool:
@@ -285,23 +286,6 @@ def _is_classifier(folder: Path) -> bool:
 def _base_hash(model: BEHRTForSequenceClassification) -> str:
     """Hash of what came from the base; a fresh head is drawn from the seed and is no part of it."""
     return tensors_hash({name: model.state_dict()[name] for name in model.pretrained_parameters})
-
-
-def check_origin(store: TokenStore, manifest: dict[str, Any], source: str) -> None:
-    """Labels and store must come from one dataset, where both say from which.
-
-    Raises:
-        LabelError: they do not.
-    """
-    labelled = manifest.get("dataset", {}).get("fingerprint")
-    prepared = store.manifest.get("dataset_fingerprint")
-    if labelled and prepared and labelled != prepared:
-        raise LabelError(
-            f"{source} was built from another dataset than {store.path}",
-            got=labelled[:16],
-            expected=prepared[:16],
-            remedy="build the labels from the dataset the store was prepared from",
-        )
 
 
 def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEHRTForSequenceClassification:

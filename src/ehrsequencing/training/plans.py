@@ -179,6 +179,7 @@ class ClassificationPlan:
     """Binary classification of a history at its prediction time."""
 
     name = "classification"
+    metrics: tuple[str, ...] = ("auroc", "auprc")
 
     def __init__(self, config: Any, train: BatchSource, tuning: BatchSource) -> None:
         self.config, self.train, self.tuning = config, train, tuning
@@ -191,7 +192,7 @@ class ClassificationPlan:
 
     @torch.no_grad()
     def tuning_logits(self, model: torch.nn.Module, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and targets of tuning, Float [examples] each."""
+        """Logits and targets of tuning, Float [examples] or [examples, categories] each."""
         logits, targets = [], []
         for batch in fixed_batches(self.tuning, device):
             logits.append(model(**batch.inputs(self.config.input_names)).logits.float().cpu())
@@ -208,6 +209,37 @@ class ClassificationPlan:
             "auroc": binary_auroc(probability, truth).item(),
             "auprc": binary_average_precision(probability, truth).item(),
         }
+
+
+class MultiLabelPlan(ClassificationPlan):
+    """Several yes-or-no decisions about a history at its prediction time."""
+
+    name = "multi-label classification"
+    metrics = ("auroc_micro", "auroc_macro", "auprc_micro", "auprc_macro")
+
+    @property
+    def judged(self) -> int:
+        """Categories that tuning has with and without positives: those that its metrics count."""
+        share = np.asarray(self.tuning.examples.target).mean(0)
+        return int(((share > 0) & (share < 1)).sum())
+
+    def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
+        logits, loss = model(**batch.inputs(self.config.input_names), labels=batch.targets)
+        return loss, {"loss_sum": loss.item() * len(logits), "count": len(logits)}
+
+    def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
+        """Loss over all decisions; metrics over the categories that tuning has with and without positives."""
+        score, target = self.tuning_logits(model, device)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(score.double(), target.double())
+        share = target.mean(0)
+        both = (share > 0) & (share < 1)
+        probability, truth = score[:, both].sigmoid(), target[:, both].long()
+        by_category = list(zip(probability.unbind(1), truth.unbind(1), strict=True))
+        found = {"loss": loss.item()}
+        for name, metric in (("auroc", binary_auroc), ("auprc", binary_average_precision)):
+            found[f"{name}_micro"] = metric(probability.flatten(), truth.flatten()).item()
+            found[f"{name}_macro"] = float(np.mean([metric(p, y).item() for p, y in by_category]))
+        return found
 
 
 class _Totals:

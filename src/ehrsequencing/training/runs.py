@@ -199,7 +199,7 @@ def size_name(config: BEHRTConfig) -> str:
 
 def config_hash(config: BaseModel) -> str:
     """Identity of a resolved configuration, leaving out what cannot change the result."""
-    return hash_bytes(config.model_dump_json(exclude={"loop": {"checkpoint_seconds"}}).encode())
+    return hash_bytes(config.model_dump_json(exclude={"accept": True, "loop": {"checkpoint_seconds"}}).encode())
 
 
 def batch_source(store: TokenStore, split: str, examples: Examples, loop: LoopOptions, max_length: int) -> BatchSource:

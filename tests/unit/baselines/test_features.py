@@ -73,10 +73,15 @@ def as_dicts(features: CountFeatures, split: SplitStore, examples: Examples) -> 
     ]
 
 
-def by_hand(store: TokenStore, split: SplitStore, subject: int, until: int, age_scale: tuple[float, float]) -> dict:
+def by_hand(
+    store: TokenStore, split: SplitStore, subject: int, until: int, age_scale: tuple[float, float], max_rows: int | None
+) -> dict:
     """The same features, one row of the history after the other."""
     vocabulary, values = store.vocabulary, store.values
     rows = [r for r in range(split.offsets[subject], split.offsets[subject + 1]) if split.time[r] <= until]
+    if max_rows is not None and len(rows) > max_rows:
+        static = [r for r in rows if split.time[r] == STATIC_TIME][: max_rows // 2]
+        rows = static + rows[len(rows) - (max_rows - len(static)) :]
     final_visit = split.visit[rows[-1]]
     found: dict[str, float] = {}
     counts: dict[str, float] = {}
@@ -135,14 +140,16 @@ def by_hand(store: TokenStore, split: SplitStore, subject: int, until: int, age_
     return found
 
 
-def test_every_cell_equals_one_computed_by_hand(store):
+@pytest.mark.parametrize("max_rows", [None, 7])
+def test_every_cell_equals_one_computed_by_hand(store, max_rows):
     split = store.split("train")
     examples = examples_at(split)
-    features = CountFeatures.fit(split, examples, store.vocabulary, store.values, min_examples=1)
+    features = CountFeatures.fit(split, examples, store.vocabulary, store.values, min_examples=1, max_rows=max_rows)
     known = split.birth_time[examples.index] != STATIC_TIME
     ages = (examples.until - split.birth_time[examples.index])[known] / DAY / DAYS_PER_YEAR
     for row, found in enumerate(as_dicts(features, split, examples)):
-        expected = by_hand(store, split, int(examples.index[row]), int(examples.until[row]), (ages.mean(), ages.std()))
+        expected = by_hand(store, split, int(examples.index[row]), int(examples.until[row]), (ages.mean(), ages.std()),
+                           max_rows)  # fmt: skip
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=2e-3, abs=2e-4), name

@@ -2,12 +2,20 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from ehrsequencing.baselines import linear
-from ehrsequencing.baselines.models import BASELINES, fit_baseline
+from ehrsequencing.baselines import linear, trees
+from ehrsequencing.baselines.models import BASELINES, BUDGET, SHORT_BUDGET, fit_baseline
 from ehrsequencing.errors import ConfigError, LabelError, ShapeError
 from ehrsequencing.evaluation.metrics import auroc, log_loss
 
 MODELS = [name for name in BASELINES if name != "prevalence"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_trees():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trees, "FOREST_TREES", 20)
+        patch.setattr(trees, "BOOSTING_ROUNDS", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +56,33 @@ def test_the_choice_is_the_best_on_tuning_and_is_what_predicts(problem, fitted, 
     assert model.chosen["log_loss"] == min(row["log_loss"] for row in model.tuning)
     assert log_loss(y, model.predict(X)) == pytest.approx(model.chosen["log_loss"], rel=1e-5)
     assert auroc(y, model.predict(X)) == pytest.approx(model.chosen["auroc"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_given_the_same_number_of_settings(problem, fitted, name):
+    (X, y), (X_tuning, y_tuning), _ = problem
+    options = [
+        {k: v for k, v in row.items() if k not in ("log_loss", "auroc", "seconds", "trees", "converged")}
+        for row in fitted[name][0].tuning
+    ]
+    assert len(options) == len({str(row) for row in options}) == BUDGET
+    assert {row["class_weight"] for row in options} == {None, "balanced"}
+    if name != "random_forest":
+        assert len(fit_baseline(name, X, y, X_tuning, y_tuning, short=True).tuning) == SHORT_BUDGET
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_class_weights_leave_the_mean_probability_at_the_share_of_positives(problem, fitted, name, monkeypatch):
+    """Learned on classes of equal weight, and brought back to the odds of train."""
+    (X, y), (X_tuning, y_tuning), (held_out, truth) = problem
+    monkeypatch.setattr(linear, "LINEAR_GRID", tuple(row for row in linear.LINEAR_GRID if row[1]))
+    for grid in ("FOREST_GRID", "BOOSTING_GRID"):
+        monkeypatch.setattr(trees, grid, tuple(row for row in getattr(trees, grid) if "class_weight" in row))
+    weighted = fit_baseline(name, X, y, X_tuning, y_tuning)
+    assert weighted.chosen["class_weight"] == "balanced"
+    p = weighted.predict(held_out)
+    assert p.mean() == pytest.approx(truth.mean(), abs=0.06)
+    assert log_loss(truth, p) < log_loss(truth, fitted["prevalence"][0].predict(held_out))
 
 
 @pytest.mark.parametrize("name", BASELINES)

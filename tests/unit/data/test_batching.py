@@ -282,3 +282,12 @@ def test_no_examples_are_no_batches(tmp_path):
     assert source.num_batches(0) == 0
     assert list(source.fixed()) == []
     assert source.padding_share(0) == 0.0
+
+
+def test_a_multi_label_target_becomes_a_table_of_floats(tmp_path):
+    split = write_split(tmp_path, {1: [{"time": 0}], 2: [{"time": 0}]})
+    target = np.array([[True, False, True], [False, False, True]])
+    examples = Examples(np.array([1, 0]), np.array([5, 5]), target, split.subject_id[[1, 0]], ("A", "B", "C"))
+    batch = BatchSource(split, examples, PERCENTS, max_length=8).build(np.array([1, 0]))
+    assert batch.targets.dtype == torch.float32
+    assert batch.targets.tolist() == [[0, 0, 1], [1, 0, 1]]

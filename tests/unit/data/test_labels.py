@@ -5,9 +5,16 @@ import pyarrow.parquet as pq
 import pytest
 from meds import LabelSchema
 
-from ehrsequencing.data.labels import labels_hash, read_labels, validate_labels, write_labels
+from ehrsequencing.data.labels import (
+    NO_CATEGORY,
+    labels_hash,
+    read_labels,
+    trained_categories,
+    validate_labels,
+    write_labels,
+)
 from ehrsequencing.data.schema import LABEL_SCHEMA
-from ehrsequencing.errors import LabelError
+from ehrsequencing.errors import CheckpointError, LabelError
 from ehrsequencing.io import hash_file
 
 DAY = dt.datetime(2020, 1, 1)
@@ -52,6 +59,17 @@ def test_multi_label_has_one_row_per_category(tmp_path):
     frame = pl.DataFrame({"subject_id": [1, 1], "prediction_time": [DAY, DAY], "categorical_value": ["b", "a"]})
     write_labels(tmp_path / "m.parquet", frame, {})
     assert read_labels(tmp_path / "m.parquet")[0]["categorical_value"].to_list() == ["a", "b"]
+
+
+def test_an_example_without_a_category_has_one_row(tmp_path):
+    frame = pl.DataFrame(
+        {"subject_id": [1, 1, 2], "prediction_time": DAY, "categorical_value": ["b", "a", NO_CATEGORY]}
+    )
+    write_labels(tmp_path / "m.parquet", frame, {})
+    assert read_labels(tmp_path / "m.parquet")[0]["categorical_value"].to_list() == ["a", "b", "[none]"]
+    mixed = frame.with_columns(subject_id=pl.lit(1))
+    with pytest.raises(LabelError, match=r"labels a have examples with \[none\] beside a category; got 2 rows"):
+        validate_labels(mixed, "a")
 
 
 @pytest.mark.parametrize(
@@ -149,3 +167,10 @@ def test_reading_says_what_is_wrong(tmp_path):
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(LabelError, match=r"b\.json is not readable JSON"):
         read_labels(tmp_path / "b.parquet")
+
+
+def test_a_damaged_list_of_categories_is_an_error(tmp_path):
+    assert trained_categories(tmp_path) == []
+    (tmp_path / "categories.json").write_text('{"categories": [1]}')
+    with pytest.raises(CheckpointError, match=r"names no categories; got \[1\]; expected a list of names"):
+        trained_categories(tmp_path)

@@ -447,3 +447,18 @@ def test_a_number_too_large_for_float32_is_named(write_meds, tmp_path):
     frame.write_parquet(shard)
     with pytest.raises(DataError, match=r"values too large for float32; got 1, the first 1e\+300 of code LOINC//9"):
         prepare(meds, tmp_path / "store")
+
+
+def test_the_end_of_observation_travels_where_the_dataset_states_it(write_meds, tmp_path):
+    source = write_meds(train=[[(1, day(1), "A"), (2, day(1), "A"), (3, day(2), "A")]], tuning=[[(4, day(1), "A")]])
+    store = prepare(source, tmp_path / "without", min_count=1)
+    assert store.manifest["observation_end"] is False
+    assert store.split("train").observation_end is None
+    ends = pl.DataFrame({"subject_id": [3, 1, 4, 9], "observation_end": [day(30), day(10), None, day(5)]})
+    (source / "metadata").mkdir(exist_ok=True)
+    ends.write_parquet(source / "metadata" / "observation.parquet")
+    store = prepare(source, tmp_path / "with", min_count=1)
+    assert store.manifest["observation_end"] is True
+    assert store.split("train").observation_end.tolist() == [microseconds(10), STATIC_TIME, microseconds(30)]
+    assert store.split("tuning").observation_end.tolist() == [STATIC_TIME]
+    assert store.split("held_out").observation_end.tolist() == []

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_data import day, microseconds, write_split
 
+from ehrsequencing.data.labels import NO_CATEGORY
 from ehrsequencing.data.schema import LABEL_SCHEMA, STATIC_TIME
 from ehrsequencing.data.sequences import Examples, history_bounds, truncated
 from ehrsequencing.errors import DataError, LabelError
@@ -118,3 +119,47 @@ def test_labels_of_other_subjects_or_without_one_number_are_refused(split):
         Examples.from_labels(split, survival)
     with pytest.raises(LabelError, match="one number per row"):
         Examples.from_labels(split, labels([(6, day(2), True), (6, day(3), None)]))
+
+
+@given(subjects, untils, st.one_of(st.none(), st.integers(1, 8)))
+def test_rows_of_a_window_are_those_it_keeps(by_subject, until, max_rows):
+    with tempfile.TemporaryDirectory() as folder:
+        split = split_of_times(Path(folder), by_subject)
+        windows = truncated(split, np.arange(len(split)), np.full(len(split), until), max_rows)
+        chosen = np.arange(len(split))[::-1]
+        example, place, row = windows.rows(chosen)
+        for position, subject in enumerate(chosen):
+            kept = [
+                *range(windows.start[subject], windows.start[subject] + windows.static[subject]),
+                *range(windows.recent[subject], windows.stop[subject]),
+            ]
+            assert row[example == position].tolist() == kept
+            assert place[example == position].tolist() == list(range(len(kept)))
+        if max_rows is None:
+            start, stop = history_bounds(split, chosen, np.full(len(split), until))
+            assert len(row) == (stop - start).sum()
+
+
+def test_rows_of_a_multi_label_example_become_one_target(split):
+    frame = labels(
+        [(6, day(2), "B"), (4, day(1), NO_CATEGORY), (6, day(2), "A"), (6, day(1), "C"), (77, day(1), "A")],
+        "categorical_value",
+    )
+    examples = Examples.from_labels(split, frame, ["A", "B", "C"])
+    assert examples.subject_id.tolist() == [6, 4, 6]
+    assert examples.until.tolist() == [microseconds(2), microseconds(1), microseconds(1)]
+    assert examples.target.dtype == np.bool_
+    assert examples.target.tolist() == [[True, True, False], [False] * 3, [False, False, True]]
+    assert examples.categories == ("A", "B", "C")
+    fewer = Examples.from_labels(split, frame, ["B"])
+    assert fewer.target.tolist() == [[True], [False], [False]], "an example stays where its categories are not asked"
+
+
+def test_malformed_multi_label_rows_are_refused(split):
+    both = labels([(6, day(2), "A"), (6, day(2), NO_CATEGORY)], "categorical_value")
+    with pytest.raises(LabelError, match=r"say \[none\] beside a category; got 1 examples, first subject 6"):
+        Examples.from_labels(split, both, ["A"])
+    with pytest.raises(LabelError, match="one category per row; got values in boolean_value"):
+        Examples.from_labels(split, labels([(6, day(2), True)]), ["A"])
+    with pytest.raises(LabelError, match="before the first event of their subject; got 1 of 1"):
+        Examples.from_labels(split, labels([(6, day(0), "A"), (6, day(0), "B")], "categorical_value"), ["A", "B"])

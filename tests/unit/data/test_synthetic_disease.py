@@ -12,6 +12,7 @@ from ehrsequencing.data.synthetic_disease import (
     OUTPATIENT,
     SCAR,
     fork,
+    fresh_keys,
     newborn,
     replay,
     step,
@@ -169,11 +170,50 @@ def test_treatment_changes_the_course(model):
     assert progressed(treated) < progressed(untreated)
 
 
-def test_forks_differ_from_the_replay_and_from_each_other(model, keys, path):
-    start = path[20]
-    first = list(fork(model, start, keys, 20, 5, future=0))[-1]
-    assert equal(first, list(fork(model, start, keys, 20, 5, future=0))[-1])
-    second = list(fork(model, start, keys, 20, 5, future=1))[-1]
-    assert not equal(first, second) and not equal(first, path[25])
-    repeated = start.select(np.repeat(7, 3))
-    assert repeated.level.shape[1] == 3 and (repeated.level[:, 0] == start.level[:, 7]).all()
+@pytest.mark.parametrize("after_acute", [False, True])
+def test_a_fork_under_the_own_keys_is_the_replay(model, keys, path, after_acute):
+    steps, late = np.full(SUBJECTS, 20), np.full(SUBJECTS, after_acute)
+    futures = list(fork(model, path[20], keys, keys, steps, late, 5))
+    assert all(equal(future, path[21 + number]) for number, future in enumerate(futures))
+
+
+def test_forks_start_after_the_visit(model, keys, path):
+    """What the step drew before the visit stays; what comes after it is drawn anew, and differs between futures."""
+    steps, none = np.full(SUBJECTS, 20), np.zeros(SUBJECTS, dtype=bool)
+    acute = model.conditions.courses == "acute"
+
+    def forked(late, future):
+        return next(fork(model, path[20], keys, fresh_keys(keys, steps, np.array(future)), steps, late, 1))
+
+    real, other = path[21], forked(none, 0)
+    for name in ("known_midway", "drug_midway"):
+        assert np.array_equal(getattr(other, name), getattr(real, name))
+    assert np.array_equal(other.level[~acute], real.level[~acute])
+    assert np.array_equal(other.visit & OUTPATIENT, real.visit & OUTPATIENT)
+    assert not np.array_equal(other.level[acute], real.level[acute])
+    assert equal(other, forked(none, 0)) and not equal(other, forked(none, 1))
+    late = forked(~none, 0)
+    for name in ("level", "known", "drug", "memory", "visit", "cause"):
+        assert np.array_equal(getattr(late, name), getattr(real, name))
+    deaths = [forked(~none, future).alive for future in range(20)]
+    assert np.std([alive.sum() for alive in deaths]) > 0, "death is still open"
+
+
+def test_both_visits_of_a_step_are_told_apart(model, keys, path):
+    """The clinic's visit comes first: it knows no acute condition of the step and starts no drug for one."""
+    acute = model.conditions.courses == "acute"
+    both = 0
+    for before, after in pairwise(path):
+        seen = (after.visit & OUTPATIENT > 0) & (after.visit & (EMERGENCY | INPATIENT) > 0)
+        both += seen.sum()
+        assert np.array_equal(after.known_midway[acute], before.known[acute])
+        struck = (after.level[acute] > 0) & ~before.known[acute] & after.alive
+        assert after.known[acute][struck].all()
+        quiet = after.visit & (EMERGENCY | INPATIENT) == 0
+        assert np.array_equal(after.known[:, quiet], after.known_midway[:, quiet])
+    assert both > 50
+
+
+def test_states_can_be_repeated(path):
+    repeated = path[20].select(np.repeat(7, 3))
+    assert repeated.level.shape[1] == 3 and (repeated.level[:, 0] == path[20].level[:, 7]).all()

@@ -4,8 +4,8 @@ import pytest
 from ehrsequencing.errors import MetricError
 from ehrsequencing.evaluation.bootstrap import (
     DEFAULT_METRICS,
-    _mean_of_drawn_seeds,
     evaluate,
+    mean_of_drawn_seeds,
     paired_difference,
     summarise_seeds,
 )
@@ -151,7 +151,7 @@ def test_seeds_that_agree_change_nothing_and_seeds_that_differ_widen():
 def test_the_draw_of_seeds_has_the_variance_of_a_mean():
     """Where subjects do not matter, the spread of resamples is that of a mean of K seeds: s^2 / K."""
     by_seed = np.array([0.2, 0.5, 0.6, 0.9, 0.7])
-    drawn = _mean_of_drawn_seeds(np.repeat(by_seed[None, :, None], 20_000, axis=2), seed=0)
+    drawn = mean_of_drawn_seeds(np.repeat(by_seed[None, :, None], 20_000, axis=2), seed=0)
     assert drawn.shape == (1, 20_000)
     assert drawn.mean() == pytest.approx(by_seed.mean(), abs=0.005)
     assert drawn.var() == pytest.approx(by_seed.var(ddof=1) / 5, rel=0.05)

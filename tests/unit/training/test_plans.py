@@ -1,5 +1,8 @@
 """Masked language modelling: nothing but the context may tell what is hidden."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from ehrsequencing.data.batching import Batch
 from ehrsequencing.data.vocabulary import MASK, NUM_SPECIAL, SPECIAL_TOKENS, Vocabulary
 from ehrsequencing.errors import DataError
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTForMLM
-from ehrsequencing.training.plans import FIXED_EPOCH, ClassificationPlan, MLMPlan, rates
+from ehrsequencing.training.plans import FIXED_EPOCH, ClassificationPlan, MLMPlan, MultiLabelPlan, rates
 
 KINDS_OF = np.array([0] * NUM_SPECIAL + [index % 4 for index in range(20)], dtype=np.uint8)
 
@@ -25,6 +28,7 @@ class Source:
 
     def __init__(self, batch: Batch) -> None:
         self.one = batch
+        self.examples = SimpleNamespace(target=None if batch.targets is None else batch.targets.numpy())
 
     def fixed(self):
         yield self.one
@@ -137,3 +141,29 @@ def test_classification_validates_with_torchmetrics():
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert rates(sums)["accuracy"] == pytest.approx(found["accuracy"])
     assert 0 <= found["auroc"] <= 1
+
+
+def test_multi_label_validation_counts_categories_with_both_classes():
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    from ehrsequencing.models.behrt import BEHRTForSequenceClassification
+
+    generator = torch.Generator().manual_seed(1)
+    targets = (torch.rand(64, 5, generator=generator) < 0.3).float()
+    targets[:, 1], targets[:, 3] = 0, 1
+    made = dataclasses.replace(batch(), targets=targets)
+    config = BEHRTConfig.small(25, hidden_dim=16, embedding_dim=8, ffn_dim=16)
+    tested = MultiLabelPlan(config, Source(made), Source(made))
+    torch.manual_seed(0)
+    model = BEHRTForSequenceClassification(config, num_labels=5, problem_type="multi_label").eval()
+    found = tested.validate(model, torch.device("cpu"))
+    loss, sums = tested.step(model, made, 0)
+    assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert rates(sums)["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    score = model(**made.inputs(config.input_names)).logits.detach()
+    judged = [0, 2, 4]
+    truth, score = targets[:, judged].numpy(), score[:, judged].numpy()
+    assert tested.judged == 3
+    for name, metric in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
+        assert found[f"{name}_macro"] == pytest.approx(metric(truth, score, average="macro"), rel=1e-5)
+        assert found[f"{name}_micro"] == pytest.approx(metric(truth, score, average="micro"), rel=1e-5)

@@ -55,6 +55,18 @@ SOURCES: dict[str, Source] = {
             "the publisher's zip (UCI repository, set 296), or a folder with diabetic_data.csv and IDs_mapping.csv",
             "ehrsequencing.data.sources.uci_diabetes:load",
         ),
+        Source(
+            "mimic-iv",
+            "MIMIC-IV: hospital and intensive care records of Beth Israel Deaconess Medical Center, demo or whole",
+            "the publisher's folder with hosp/ and icu/, CSV files compressed or not",
+            "ehrsequencing.data.sources.mimic_iv:load",
+        ),
+        Source(
+            "omop",
+            "OMOP Common Data Model 5.3 and 5.4",
+            "a folder of tables (person at least) as CSV, CSV.gz or parquet",
+            "ehrsequencing.data.sources.omop:load",
+        ),
     )
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from ehrsequencing.data.calendar import NO_DATES
 from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, EVENT_SCHEMA, SPLITS, kind_of_code
 from ehrsequencing.data.splits import split_of
@@ -68,7 +69,7 @@ DIED = (11, 19, 20, 21)
 HOSPICE = (13, 14)
 LABEL = "readmission_30d"
 NOTES = [
-    "The publisher gives no dates. Encounters of a patient are ordered by encounter_id; the n-th (from 0) is admitted "
+    f"{NO_DATES} Encounters of a patient are ordered by encounter_id; the n-th (from 0) is admitted "
     f"at {EPOCH.date()} + n * {DAYS_BETWEEN_ADMISSIONS} days and discharged time_in_hospital days later. "
     "Gaps between encounters are unknown: differences between visits say order, never duration.",
     "Ages are published as decades: MEDS_BIRTH lies the midpoint of the first encounter's decade before its admission, "
@@ -402,6 +403,7 @@ def _labels(encounters: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
         "kind": "binary",
         "prediction_time": "discharge of the encounter, inclusive; before the patient's next admission",
         "horizon_days": 30,
+        "follow_up": "source",
         "rules": [
             "positive where the publisher's `readmitted` is '<30', negative where it is 'NO' or '>30'",
             "every encounter counts, the last one of a patient included",

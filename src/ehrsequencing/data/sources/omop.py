@@ -1,0 +1,196 @@
+"""OMOP Common Data Model, versions 5.3 and 5.4, as CSV or parquet.
+
+Source: OHDSI, https://ohdsi.github.io/CommonDataModel/cdm53.html and cdm54.html.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+
+from ehrsequencing.data.dataset import MedsWriter
+from ehrsequencing.data.schema import DEATH_CODE
+from ehrsequencing.data.sources.omop_concepts import (
+    PLACEHOLDER,
+    VITALS,
+    concepts_of,
+    inpatient_concepts,
+    read_concepts,
+    resolution,
+)
+from ehrsequencing.data.sources.omop_tables import (
+    PERSON,
+    PERSON_OPTIONAL,
+    SPECS,
+    SUBJECT,
+    VISITS,
+    Spec,
+    birth,
+    observation_ends,
+    person_events,
+    with_times,
+)
+from ehrsequencing.data.sources.spool import (
+    DATE_ONLY,
+    MIDNIGHT,
+    EventSpool,
+    merge_codes,
+    summary,
+    write_observation_end,
+)
+from ehrsequencing.data.sources.tables import Table, find_tables, keyed, require_tables
+
+INPATIENT = frozenset({9201, 262, 8717})
+VOCABULARY = ("concept", "concept_ancestor")
+NOTES = [
+    "Codes are VOCABULARY//code of the standard concept, else of the source concept, else OMOP_SOURCE//value; "
+    "OMOP//concept_id where the concept table lacks the concept.",
+    "Events are stamped at their start. Where no table has a time of day, all events of a day carry its midnight and "
+    "are known on that day; where some have one, events known by date only are stamped at the end of the day (starts "
+    "of visits at its beginning).",
+    "Visits of concepts 9201, 262 and 8717, and with concept_ancestor of what descends from them, are stays: "
+    "HOSPITAL_ADMISSION//VISIT and HOSPITAL_DISCHARGE//DESTINATION (UNKNOWN where it is not stated). Other visits have "
+    "their own code, such as VISIT//OP, at their start.",
+    "visit_id is visit_occurrence_id where visit_occurrence has it; other events form a visit per calendar day.",
+    "MEDS_BIRTH is at the beginning of the day of birth; an unknown month or day is the first. MEDS_DEATH is the "
+    "earliest date of death.",
+    "metadata/observation.parquet: the end of the last observation period; gaps between periods are not marked.",
+]  # fmt: skip
+
+
+def load(
+    src: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    strict: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Import a folder of CDM tables; those that are missing are named in the manifest.
+
+    Args:
+        src: Folder with `person` and any of the other tables, names in whichever case, each as NAME.csv, NAME.csv.gz,
+            NAME.parquet, or a folder NAME of such parts.
+        out: Folder of the MEDS dataset.
+        overwrite: Replace what lies at `out`.
+        strict: An event that would be dropped is an error.
+        progress: Called with (steps done, steps).
+
+    Raises:
+        DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a person is
+            repeated; with `strict`, a row without a place.
+        RunError: `out` exists.
+    """
+    tables = find_tables(src)
+    require_tables(tables, ("person",), src)
+    people = tables["person"].whole(PERSON, PERSON_OPTIONAL)
+    subjects = keyed(people, SUBJECT).select(subject_id=SUBJECT, birth=birth())
+    read = [tables[name] for name in (*(spec.name for spec in SPECS), *VOCABULARY) if name in tables]
+    used = {"person", "observation_period", *VOCABULARY, *(spec.name for spec in SPECS)}
+    with (
+        MedsWriter(out, overwrite) as writer,
+        EventSpool(
+            writer.folder / ".spool", subjects, read, registry="person", strict=strict, progress=progress
+        ) as spool,
+    ):
+        spool.add(people, *person_events(people.rows))
+        inpatient = inpatient_concepts(tables.get("concept_ancestor"), INPATIENT, spool.advance)
+        referred: set[int] = set()
+        timed: set[str] = set()
+        for spec in SPECS:
+            if spec.name in tables and _add(spool, tables[spec.name], spec, inpatient, referred):
+                timed.add(spec.name)
+        ends, strangers = observation_ends(tables.get("observation_period"), subjects, date_only=not timed)
+        book = spool.book()
+        concepts = read_concepts(tables.get("concept"), referred | concepts_of(book["code"]), spool.advance)
+        finish = _Finish(list(spool.tables), resolution(book["code"], concepts), concepts, timed)
+        written = spool.write(writer, finish)
+        codes = _code_table(book, finish.codes).join(written["events_by_code"], on="code", how="semi")
+        if ends is not None:
+            write_observation_end(writer, ends)
+        writer.finish(
+            codes,
+            source="omop",
+            options={"strict": strict},
+            notes=NOTES,
+            extra=summary(
+                spool,
+                written,
+                codes,
+                date_only=not timed,
+                conflicts={**finish.conflicts, "observation_periods_of_unknown_persons": strangers},
+                codes_without_concept=len(concepts_of(codes["code"])),
+                tables_missing=sorted(used - set(tables)),
+                tables_not_read=sorted(set(tables) - used),
+            ),
+        )
+
+
+def _add(spool: EventSpool, table: Table, spec: Spec, inpatient: frozenset[int], referred: set[int]) -> bool:
+    """Take a table's events and note the concepts of its units and values; tell whether it has times of day."""
+    timed = False
+    spool.account(spec.name)
+    for piece in table.read(spec.required, spec.optional, spool.advance):
+        rows, has_times = with_times(piece.rows, spec)
+        timed |= has_times
+        for column in spec.concept_values:
+            referred.update(rows[column].drop_nulls().unique())
+        spool.add(piece, *spec.events(rows, inpatient), no_time=spec.no_time)
+    return timed
+
+
+class _Finish:
+    """Last changes to a shard: concepts resolved, days ended, visits and deaths made consistent; counts conflicts."""
+
+    def __init__(self, tables: list[str], codes: pl.DataFrame, concepts: pl.DataFrame, timed: set[str]) -> None:
+        self.codes = codes
+        self.visits = tables.index(VISITS) if VISITS in tables else None
+        self.timed = [index for index, name in enumerate(tables) if name in timed]
+        written = concepts.with_columns(placeholder=pl.concat_str(pl.lit(PLACEHOLDER), "concept_id"))
+        self.units = written.select(unit="placeholder", found_unit=pl.col("code").str.replace(r"^.*?//", ""))
+        self.texts = written.select(text_value="placeholder", found_text="name")
+        self.conflicts: Counter[str] = Counter()
+
+    def __call__(self, events: pl.DataFrame) -> pl.DataFrame:
+        for names in (self.codes.select("code", "resolved"), self.units, self.texts):
+            events = events.join(names, on=names.columns[0], how="left", maintain_order="left")
+        events = events.with_columns(
+            code=pl.coalesce("resolved", "code"),
+            unit=pl.coalesce("found_unit", "unit"),
+            text_value=pl.coalesce("found_text", "text_value"),
+        ).drop("resolved", "found_unit", "found_text")
+        return self._one_death(self._known_visits(self._ended_days(events)))
+
+    def _ended_days(self, events: pl.DataFrame) -> pl.DataFrame:
+        if not self.timed:
+            return events
+        by_day = (pl.col("clock") == DATE_ONLY) | ((pl.col("clock") == MIDNIGHT) & ~pl.col("table").is_in(self.timed))
+        end = pl.col("time") + pl.duration(days=1) - pl.duration(seconds=1)
+        return events.with_columns(time=pl.when(by_day).then(end).otherwise("time"))
+
+    def _known_visits(self, events: pl.DataFrame) -> pl.DataFrame:
+        if self.visits is None:
+            return events
+        known = events.filter(pl.col("table") == self.visits).select("subject_id", "visit_id", known=True).unique()
+        events = events.join(known, on=["subject_id", "visit_id"], how="left", maintain_order="left")
+        unknown = pl.col("visit_id").is_not_null() & pl.col("known").is_null()
+        self.conflicts["events_of_visits_that_are_not_in_visit_occurrence"] += events.select(unknown.sum()).item()
+        return events.with_columns(visit_id=pl.when(pl.col("known")).then("visit_id")).drop("known")
+
+    def _one_death(self, events: pl.DataFrame) -> pl.DataFrame:
+        deaths = events.filter(pl.col("code") == DEATH_CODE)
+        first = deaths.sort("time", maintain_order=True).unique("subject_id", keep="first", maintain_order=True)
+        self.conflicts["further_deaths_of_a_person"] += len(deaths) - len(first)
+        return pl.concat([events.filter(pl.col("code") != DEATH_CODE), first])
+
+
+def _code_table(book: pl.DataFrame, resolved: pl.DataFrame) -> pl.DataFrame:
+    """The book under resolved codes; vital signs by their LOINC code."""
+    rows = book.join(resolved, on="code", how="left", maintain_order="left").select(
+        "kind", "numeric", code=pl.coalesce("resolved", "code"), description=pl.coalesce("name", "description")
+    )
+    vital = pl.col("code").is_in([f"LOINC//{code}" for code in VITALS]) & (pl.col("kind") == "lab")
+    return merge_codes(rows).with_columns(kind=pl.when(vital).then(pl.lit("vital")).otherwise("kind"))
