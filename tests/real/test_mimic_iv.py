@@ -140,9 +140,7 @@ def test_births_and_preparation(dataset, events, tmp_path):
 
 def test_shifted_dates_do_not_split_by_time(dataset):
     labels, manifest = build_labels(dataset, "readmission_30d")
-    with pytest.raises(
-        LabelError, match="so time cannot split it; got the note 'Dates are shif"
-    ):
+    with pytest.raises(LabelError, match="so time cannot split it; got the note 'Dates are shif"):
         split_by_time(dataset, labels, manifest, train_before=datetime(2150, 1, 1))
 
 
