@@ -27,7 +27,7 @@ from ehrsequencing.training.pretrain import pretrain
 
 ORDERED = ("vertigo_1y", "angioedema_1y", "lupus_flare_1y")
 """Tasks that hang on the order of the record alone, with an exact attainable optimum."""
-TASKS = (*ORDERED, "heart_failure_1y", "readmission_30d", "mortality_365d", "phenotype:common")
+TASKS = (*ORDERED, "heart_failure_1y", "readmission_30d")
 COUNTS = ("logistic_regression", "random_forest", "xgboost")
 
 

@@ -1,6 +1,7 @@
 """The publisher's demo of MIMIC-IV 2.2: 100 subjects, 275 admissions."""
 
 import os
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sources import import_source
+from ehrsequencing.errors import LabelError
+from ehrsequencing.tasks.base import CohortRules
+from ehrsequencing.tasks.cohorts import build_labels
+from ehrsequencing.tasks.temporal import split_by_time
 
 RAW = Path(os.environ.get("EHRSEQ_DATA", "")) / "mimic_iv_demo"
 pytestmark = pytest.mark.skipif(
@@ -131,3 +136,20 @@ def test_births_and_preparation(dataset, events, tmp_path):
     prepared = sum(store.manifest["counts"][split]["events"] for split in SPLITS)
     assert prepared == len(events) - 100 - 31
     assert sum(store.manifest["counts"][split]["deaths"] for split in SPLITS) == 31
+
+
+def test_shifted_dates_do_not_split_by_time(dataset):
+    labels, manifest = build_labels(dataset, "readmission_30d")
+    with pytest.raises(LabelError, match="so time cannot split it; got the note 'Dates are shif"):
+        split_by_time(dataset, labels, manifest, train_before=datetime(2150, 1, 1))
+
+
+def test_onsets_are_new_in_both_versions_of_icd(dataset, events):
+    labels, manifest = build_labels(dataset, "type_2_diabetes_1y")
+    assert manifest["notes"] == []
+    coded = events.filter(pl.col("code").str.contains(r"^(ICD9CM//250\.\d[02]|ICD10CM//E11)"))
+    before = labels.join(coded.select("subject_id", "time"), on="subject_id").filter(
+        pl.col("time") <= pl.col("prediction_time")
+    )
+    assert coded["code"].str.starts_with("ICD9CM").any() and before.is_empty()
+    assert "also hold ICD9CM" in build_labels(dataset, "onset:ICD10CM//I10@365", CohortRules(0))[1]["notes"][0]

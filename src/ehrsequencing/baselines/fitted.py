@@ -24,7 +24,7 @@ class FittedBaseline:
 
     Attributes:
         name: As given to `fit_baseline`.
-        chosen: The row of `tuning` that won, by log loss.
+        chosen: The setting of `tuning` that won, by log loss, with the figures of the model that predicts.
         tuning: One row per setting tried: its options, `log_loss` and `auroc` on tuning, `seconds`.
         seconds: Wall time of all of it.
     """
@@ -110,6 +110,22 @@ class Search:
             self._best = (row["log_loss"], row, predictor)
         if self.progress is not None:
             self.progress(len(self.tuning), total)
+
+    @property
+    def leader(self) -> dict[str, Any]:
+        """Options and figures of the best setting so far.
+
+        Raises:
+            LabelError: no setting was tried.
+        """
+        if self._best is None:
+            raise LabelError("no setting was tried")
+        return self._best[1]
+
+    def replace(self, predictor: Predict, p_tuning: ArrayLike) -> None:
+        """Predict with the best setting fitted anew, at greater expense, and state what it scores."""
+        score = log_loss(self.y_tuning, p_tuning)
+        self._best = (score, {**self.leader, "log_loss": score, "auroc": auroc(self.y_tuning, p_tuning)}, predictor)
 
     def finish(self, name: str) -> FittedBaseline:
         """The best setting offered."""

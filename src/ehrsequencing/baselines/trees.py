@@ -16,14 +16,13 @@ from ehrsequencing.baselines.fitted import FittedBaseline, Predict, Search
 
 Options = dict[str, Any]
 
-FOREST_TREES, FOREST_ROWS = 100, 20_000
+FOREST_TREES, FOREST_SEARCH_TREES, FOREST_ROWS = 100, 25, 10_000
 FOREST_GRID: tuple[Options, ...] = (
-    *({"min_samples_leaf": leaf, "max_features": "sqrt"} for leaf in (15, 50)),
-    *({"min_samples_leaf": leaf, "max_features": 0.1} for leaf in (10, 20, 50, 150)),
-    *({"min_samples_leaf": leaf, "max_features": 0.3} for leaf in (8, 20, 60)),
-    {"min_samples_leaf": 30, "max_features": 0.5},
+    *({"min_samples_leaf": leaf, "max_features": "sqrt"} for leaf in (5, 15, 50)),
+    *({"min_samples_leaf": leaf, "max_features": 0.05} for leaf in (5, 10, 20, 50)),
+    *({"min_samples_leaf": leaf, "max_features": 0.1} for leaf in (10, 30, 100)),
     {"min_samples_leaf": 100, "max_features": 0.1, "class_weight": "balanced"},
-    {"min_samples_leaf": 60, "max_features": 0.3, "class_weight": "balanced"},
+    {"min_samples_leaf": 50, "max_features": 0.05, "class_weight": "balanced"},
 )
 BOOSTING_GRID: tuple[Options, ...] = (
     {"max_depth": 2, "learning_rate": 0.1, "min_child_weight": 1},
@@ -46,22 +45,29 @@ BOOSTING_ROUNDS, BOOSTING_PATIENCE, BOOSTING_BINS = 1000, 40, 64
 def fit_random_forest(search: Search) -> FittedBaseline:
     """Random forest over smallest leaf sizes, columns per split and class weights.
 
-    A tree sees half of the rows, `FOREST_ROWS` at most.
+    A tree sees half of the rows, `FOREST_ROWS` at most. Settings are compared with `FOREST_SEARCH_TREES` trees, and the
+    best is fitted anew with `FOREST_TREES`. More columns per split would cost minutes where they are thousands.
     """
     train, tuning = search.X_train.tocsc(), search.X_tuning
     share = min(0.5, FOREST_ROWS / len(search.y_train))
-    for options in FOREST_GRID:
+
+    def grow(options: Options, trees: int) -> Predict:
         model = RandomForestClassifier(
-            FOREST_TREES, **options, max_samples=share, n_jobs=search.threads, random_state=search.seed
-        )
-        started = time.perf_counter()
-        model.fit(train, search.y_train)
+            trees, **options, max_samples=share, n_jobs=search.threads, random_state=search.seed
+        ).fit(train, search.y_train)
         # Threads add up the trees in whichever order they finish, which changes last bits and hence ties.
         model.set_params(n_jobs=1)
+        return _forest_predictor(model, search.odds_weight if "class_weight" in options else 1.0)
+
+    for options in FOREST_GRID:
+        started = time.perf_counter()
+        predictor = grow(options, FOREST_SEARCH_TREES)
         seconds = time.perf_counter() - started
-        predictor = _forest_predictor(model, search.odds_weight if "class_weight" in options else 1.0)
-        used = {"class_weight": None, **options, "trees": FOREST_TREES}
-        search.offer(used, predictor, predictor(tuning), len(FOREST_GRID), seconds)
+        search.offer({"class_weight": None, **options}, predictor, predictor(tuning), len(FOREST_GRID), seconds)
+    best = {name: search.leader[name] for name in ("min_samples_leaf", "max_features")}
+    weight = search.leader["class_weight"]
+    predictor = grow(best | ({"class_weight": weight} if weight else {}), FOREST_TREES)
+    search.replace(predictor, predictor(tuning))
     return search.finish("random_forest")
 
 

@@ -20,7 +20,7 @@ from ehrsequencing.tracking.summary import ORACLE
 CEILING, ATTAINABLE = f"{ORACLE}ceiling", f"{ORACLE}attainable optimum"
 NOTES = {
     CEILING: "P(outcome | full state, hidden conditions included): bounds every model, may be out of reach of all",
-    ATTAINABLE: "P(outcome | history), exact: what a perfect model of the record would predict",
+    ATTAINABLE: "P(outcome | history): what a perfect model of the record would predict (survival from the full state)",
 }
 
 

@@ -134,4 +134,6 @@ def build(
     if parsed.kind == "binary":
         for line in split_guidance(manifest["splits"]):
             say(line)
+    for note in manifest["notes"]:
+        say(f"note: {note}")
     say(f"labels written to {out}")

@@ -58,8 +58,12 @@ def check_grouping(by: str, vocabulary: Vocabulary) -> None:
     Raises:
         ConfigError: it is none of sex, age, race, ethnicity, year, and no code begins with it.
     """
+    if not by:
+        raise ConfigError(
+            "--by names an empty grouping", expected=f"{', '.join([*available(vocabulary), 'year'])}, none"
+        )
     prefixes = PREFIXES.get(by, (by,))
-    if by in ("age", "year") or (by and any(code.startswith(prefixes) for code in vocabulary.base_codes)):
+    if by in ("age", "year") or any(code.startswith(prefixes) for code in vocabulary.base_codes):
         return
     raise ConfigError(
         f"--by {by}: no code of the vocabulary begins with {' or '.join(prefixes)}",

@@ -281,14 +281,18 @@ def binary_within(rows: pl.DataFrame, horizon_days: int, flow: Flow) -> pl.DataF
         observed=pl.col("observed_until") >= end,
     )
     positive, died = pl.col("boolean_value"), pl.col("died_within")
-    outlived = pl.col("end_stated") & (pl.col("death") < pl.col("observed_until")).fill_null(False)
-    known = pl.col("observed") | (died & ~outlived) | (positive & ~pl.col("end_stated"))
+    known = pl.col("observed") | (died & ends_with_death()) | (positive & ~pl.col("end_stated"))
     flow.add(CENSORED_WITHIN, rows.filter(~known))
     flow.add("of them with the event before the stated end of observation", rows.filter(~known & positive))
     rows = rows.filter(known)
     count_binary(rows, flow)
     flow.add("negative that died within the window", rows.filter(~positive & died))
     return rows.select("subject_id", "prediction_time", "boolean_value")
+
+
+def ends_with_death() -> pl.Expr:
+    """Whether death ends a subject's observation; a stated end after the death cuts the dead as it cuts the living."""
+    return ~(pl.col("end_stated") & (pl.col("death") < pl.col("observed_until")).fill_null(False))
 
 
 def count_binary(rows: pl.DataFrame, flow: Flow) -> None:
@@ -302,7 +306,8 @@ def no_matching_code(name: str, codes: tuple[str, ...], flow: Flow) -> LabelErro
     """The error of a task whose codes nobody has."""
     return LabelError(
         f"no subject has a code of task {name}", got=flow, expected=f"codes that start with {', '.join(codes)}",
-        remedy="metadata/codes.parquet of the dataset lists its codes",
+        remedy="metadata/codes.parquet of the dataset lists its codes" if all("//" in code for code in codes)
+        else f"codes begin with their system, for example ICD10CM//{codes[0]}",
     )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from ehrsequencing.tasks.base import AdmissionRules, CohortRules, DischargeRules
 from ehrsequencing.tasks.codes import CodeTable
 from ehrsequencing.tasks.parsing import SHARED_RULES, family_of, parse_task
 
+ICD_VERSIONS = (("ICD9CM//", r"^(ICD9CM//|DIAGNOSIS//ICD//9//)"), ("ICD10CM//", r"^(ICD10CM//|DIAGNOSIS//ICD//10//)"))
+"""Beginning of our codes, and what marks a version in any spelling."""
 KEY = ["subject_id", "prediction_time"]
 
 
@@ -87,6 +89,7 @@ def build_labels(
         "window": f"(prediction time, prediction time + {task.horizon_days} days]" if task.horizon_days else None,
         "options": asdict(rules),
         "rules": _rules(task),
+        "notes": _notes(task, dataset),
         "date_only": date_only,
         "flow": flow.as_list(),
         "splits": _splits(labels, task),
@@ -99,6 +102,19 @@ def build_labels(
         pl.lit(None, dtype=dtype).alias(name) for name, dtype in LABEL_SCHEMA.items() if name not in labels.columns
     )
     return labels.with_columns(empty).select(pl.col(name).cast(LABEL_SCHEMA[name]) for name in LABEL_SCHEMA), manifest
+
+
+def _notes(task: Task, dataset: MedsDataset) -> list[str]:
+    """What the reader of the labels should doubt."""
+    asked = {version for version in ICD_VERSIONS if any(code.startswith(version[0]) for code in task.codes)}
+    held = {version for version in ICD_VERSIONS if dataset.codes()["code"].str.contains(version[1]).any()}
+    if len(asked) != 1 or len(held) < 2:
+        return []
+    (named,), (other,) = ([version[0].rstrip("/") for version in chosen] for chosen in (asked, held - asked))
+    return [
+        f"The task names {named} codes alone, and the records also hold {other}: a disease recorded under the other "
+        "version before counts as new."
+    ]
 
 
 def _rules(task: Task) -> list[str]:

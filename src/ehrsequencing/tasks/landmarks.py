@@ -21,6 +21,7 @@ from ehrsequencing.tasks.base import (
     alive,
     binary_within,
     check_horizon,
+    ends_with_death,
     first_after,
     no_death,
     no_matching_code,
@@ -258,7 +259,8 @@ class PhenotypeTask(_MultiLabelTask):
 
     def outcomes(self, rows: pl.DataFrame, shard: Shard, flow: Flow) -> pl.DataFrame:
         end = pl.col("prediction_time") + pl.duration(days=self.horizon_days)
-        died, observed = (pl.col("death") <= end).fill_null(False), pl.col("observed_until") >= end
+        died = (pl.col("death") <= end).fill_null(False) & ends_with_death()
+        observed = pl.col("observed_until") >= end
         flow.add(CENSORED_WITHIN, rows.filter(~(observed | died)))
         rows = rows.filter(observed | died)
         key = ["subject_id", "prediction_time"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,9 +44,8 @@ class TaskFamily:
 _LANDMARK = "ends of visits, history_days (365) after the first event, spacing_days (365) apart"
 _STAY = "minimum_age_years; stays whose end is unknown"
 _WINDOW = "observed to the end of the window, else left out"
-_UNLESS_SEEN = (
-    "observed to the end of the window or dead in it, else left out; without a stated end of observation positives stay"
-)
+_OR_DEAD = "observed to the end of the window or to a death in it, else left out"
+_UNLESS_SEEN = f"{_OR_DEAD}; without a stated end of observation positives stay"
 TASK_FAMILIES = (
     TaskFamily(
         "onset", "onset:CODE[,CODE]@DAYS",
@@ -104,7 +104,7 @@ TASK_FAMILIES = (
         "phenotypes with a matching code in (t, t + DAYS], recorded for the first time or again; DAYS is the file's "
         "(365) unless written",
         "minimum_age_years; dead",
-        "observed to the end of the window or dead in it, else left out",
+        _OR_DEAD,
         "an example that dies within the window keeps what was recorded until then (counted)",
     ),
     TaskFamily(
@@ -124,19 +124,22 @@ SHARED_RULES = (
     "A subject is observed until the last event, death included, or metadata/observation.parquet's observation_end, "
     "whichever is later. A window that reaches beyond that is censored; the absence of an event says nothing. "
     "Where follow-up ends at a stated observation_end, censored rows are left out whatever their label; where it ends "
-    "with an event, positives stay. Whoever dies in the window is known to its end.",
+    "with an event, positives stay. A subject whose observation ends with a death in the window is known to its end.",
     "Alive at t: neither death nor a discharge code of a death in hospital at or before t. Of age; "
     "subjects of unknown age are left out unless minimum_age_years (18) is 0.",
 )
+_TYPE_2 = ("ICD10CM//E11", *(f"ICD9CM//250.{complication}{kind}" for kind in "02" for complication in range(10)))
 NAMED_TASKS = {
     "heart_failure_1y": "onset:ICD10CM//I50,ICD9CM//428@365",
-    "type_2_diabetes_1y": "onset:ICD10CM//E11@365",
+    "type_2_diabetes_1y": "onset:ICD10CM//E11,"
+    + ",".join(f"ICD9CM//250.{n}{of}" for of in "02" for n in range(10))
+    + "@365",
     "chronic_kidney_disease_1y": "onset:ICD10CM//N18,ICD9CM//585@365",
-    "vertigo_1y": "onset:ICD10CM//H81@365",
-    "angioedema_1y": "onset:ICD10CM//T78.3@365",
-    "lupus_flare_1y": "onset:ICD10CM//M32@365",
+    "vertigo_1y": "onset:ICD10CM//H81,ICD9CM//386@365",
+    "angioedema_1y": "onset:ICD10CM//T78.3,ICD9CM//995.1@365",
+    "lupus_flare_1y": "onset:ICD10CM//M32,ICD9CM//710.0@365",
 }
-"""Names for common onset tasks."""
+"""Names for common onset tasks, in both versions of ICD: a code of the older one is a prevalent case."""
 
 
 def family_of(task: Task) -> TaskFamily:
@@ -174,7 +177,7 @@ def _phenotype(name: str, found: re.Match[str]) -> Task:
     return PhenotypeTask(name, phenotypes, _days(found["days"]) if found["days"] else phenotypes.horizon_days)
 
 
-_DAYS = r"(?P<days>[1-9][0-9]*)"
+_DAYS = r"(?P<days>0|-?[1-9][0-9]*)"
 _CODES = r"(?P<codes>(?:[^@,|]*[^@,|\s][^@,|]*)(?:,[^@,|]*[^@,|\s][^@,|]*)*)"
 _READERS: tuple[tuple[str, Callable[[str, re.Match[str]], Task]], ...] = (
     (f"onset:{_CODES}@{_DAYS}", _onset),
@@ -204,8 +207,10 @@ def parse_task(name: str) -> Task:
     for pattern, read in _READERS:
         if found := re.fullmatch(pattern, written):
             return read(name, found)
+    names = [*NAMED_TASKS, *(one for row in TASK_FAMILIES for one in (*row.named, row.pattern))]
+    near = list(dict.fromkeys(difflib.get_close_matches(name[:200], names, n=3)))
     raise ConfigError(
         "unknown task", got=name[:200],
-        expected=", ".join([*(row.pattern for row in TASK_FAMILIES), *NAMED_TASKS]),
+        expected=", ".join(near) if near else "a name or pattern of `ehrseq task list`",
         remedy="see `ehrseq task list`; for example onset:ICD10CM//I50@365",
     )  # fmt: skip

@@ -53,7 +53,12 @@ def test_models_beat_the_prevalence(problem, fitted, name):
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_choice_is_the_best_on_tuning_and_is_what_predicts(problem, fitted, name):
     (X, y), (model, _) = problem[1], fitted[name]
-    assert model.chosen["log_loss"] == min(row["log_loss"] for row in model.tuning)
+    best, judged = min(model.tuning, key=lambda row: row["log_loss"]), ("log_loss", "auroc")
+    assert {k: v for k, v in model.chosen.items() if k not in judged} == {
+        k: v for k, v in best.items() if k not in judged
+    }
+    # A forest is grown anew, larger, with the best setting.
+    assert name == "random_forest" or model.chosen == best
     assert log_loss(y, model.predict(X)) == pytest.approx(model.chosen["log_loss"], rel=1e-5)
     assert auroc(y, model.predict(X)) == pytest.approx(model.chosen["auroc"], rel=1e-5)
 

@@ -53,23 +53,32 @@ def test_horizon_of_phenotypes():
 @pytest.mark.parametrize(
     "name",
     [
-        "", "onset:@365", "onset:I50", "onset:I50@0", "onset:I50@-1", "onset:I50,@9", "onset: ,I50@9", "death@30",
-        "mortality_30", "mortality_0d", "readmission_d", "readmission_30d ", "los_over_3", "time_to:", "time_to:@30",
+        "", "onset:@365", "onset:I50", "onset:I50,@9", "onset: ,I50@9", "death@30",
+        "mortality_30", "readmission_d", "readmission_30d ", "los_over_3", "time_to:", "time_to:@30",
         "time_to:I50|death", "onset:I50|I11@30", "phenotype:", "next_visit_codes@3", "onset:a@b@30",
-        "Readmission_30d", "readmission_030d", "readmission_3\u0663d", "readmission_30.5d", "mortality_-1d",
+        "Readmission_30d", "readmission_030d", "readmission_3\u0663d", "readmission_30.5d",
         "onset:I50@3.5",
-        "mortality_inpatient_30d", "los_over_0d", "next_visit", "time_to:death@0", "mortality_30d\n", "heart_failure",
+        "mortality_inpatient_30d", "next_visit", "mortality_30d\n", "heart_failure",
     ],
 )  # fmt: skip
 def test_unknown_tasks(name):
-    with pytest.raises(ConfigError, match=r"unknown task; .*expected onset:CODE\[,CODE\]@DAYS, mortality_\{D\}d, "):
+    with pytest.raises(ConfigError, match=r"(?s)unknown task; .*expected .*Remedy: see `ehrseq task list`"):
         parse_task(name)
+
+
+def test_an_unknown_task_names_what_is_near():
+    with pytest.raises(ConfigError, match=r"got heart_failure; expected heart_failure_1y\."):
+        parse_task("heart_failure")
+    with pytest.raises(ConfigError, match=r"expected readmission_30d, readmission_"):
+        parse_task("Readmission_30d")
+    with pytest.raises(ConfigError, match="expected a name or pattern of `ehrseq task list`"):
+        parse_task("xyz")
 
 
 @pytest.mark.parametrize(
     "pattern", ["onset:I50@{}", "mortality_{}d", "readmission_{}d", "los_over_{}d", "time_to:I50@{}"]
 )
-@pytest.mark.parametrize("days", ["36501", "99999999999", "9" * 5000])
+@pytest.mark.parametrize("days", ["0", "-1", "36501", "99999999999", "9" * 5000])
 def test_horizons_out_of_range(pattern, days):
     with pytest.raises(ConfigError, match=r"horizon of task .* is out of range; expected 1 to 36500 days"):
         parse_task(pattern.format(days))
@@ -107,3 +116,11 @@ def test_the_document_holds_the_codes_of_stays():
         assert f"| {' | '.join(cells)} |" in document
     assert f"within {TRANSFER_HOURS} hours of a discharge" in document
     assert f"a set of {len(read_phenotypes('common').codes)} phenotypes" in document
+
+
+def test_named_onsets_know_both_versions_of_icd():
+    for name, written in NAMED_TASKS.items():
+        codes = parse_task(name).codes
+        assert {code.partition("//")[0] for code in codes} == {"ICD10CM", "ICD9CM"}, written
+    diabetes = next(row for row in read_phenotypes("common").codes.items() if row[0] == "diabetes_type_2")[1]
+    assert set(parse_task("type_2_diabetes_1y").codes) == {code for code in diabetes if code.startswith("ICD")}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ehrsequencing.data.calendar import SHIFTED_DATES
 from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.mimic_iv_tables import SPECS, Context, end_of_day
@@ -35,6 +36,7 @@ DICTIONARIES: dict[str, tuple[dict[str, Kind], dict[str, Kind]]] = {
 }
 MISSING = ("?", "___")
 NOTES = [
+    f"{SHIFTED_DATES} per subject by the publisher, so that those of two subjects do not compare.",
     "Events are stamped when they were known. At discharge: billing diagnoses, procedure codes, HCPCS codes and DRG of "
     "the admission. At storetime where it is later than charttime: laboratory results, microbiology, outputs. At "
     "starttime and endtime: ICU procedures, their duration at the end. At charttime: administrations (emar). At "
