@@ -78,7 +78,9 @@ def test_years_and_any_code_system(store):
 
 def test_groupings_that_the_data_have(store):
     assert available(store.vocabulary) == ["sex", "age", "race"]
-    for by in ("ethnicity", "colour", "", "icd10cm//", "[UNK]"):
+    with pytest.raises(ConfigError, match="--by names an empty grouping; expected sex, age, race, year, none"):
+        check_grouping("", store.vocabulary)
+    for by in ("ethnicity", "colour", "icd10cm//", "[UNK]"):
         with pytest.raises(ConfigError, match=f"--by {by}: no code of the vocabulary begins with".replace("[", r"\[")):
             check_grouping(by, store.vocabulary)
 
