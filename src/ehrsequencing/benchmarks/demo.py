@@ -140,7 +140,7 @@ def run_demo(
 
 # Choices that fit the demonstration into minutes on two cores; docs/lab-notes.md says what was measured.
 PRETRAIN: dict[str, Any] = {
-    "model.max_length": 96,
+    "model.max_length": 64,
     "model.dropout": 0.0,
     "mask_rate": 0.3,
     "loop.epochs": 3,
@@ -149,5 +149,5 @@ PRETRAIN: dict[str, Any] = {
 }
 FINETUNE: dict[str, dict[str, Any]] = {
     "lora": {"loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 3e-3},
-    "scratch": {"model.max_length": 96, "loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 1e-3},
+    "scratch": {"model.max_length": 64, "loop.epochs": 2, "loop.token_budget": 2048, "optim.lr": 1e-3},
 }
