@@ -80,9 +80,15 @@ def prepare(
     max_age_years: Annotated[
         float, typer.Option("--max-age-years", help="Events at greater ages are refused.")
     ] = 125.0,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes; all cores by default, at most 8.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local, or ray: a Ray cluster that sees both folders.")
+    ] = "local",
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a MEDS dataset into a token store."""
+    """Turn a MEDS dataset into a token store. Killed, the same command continues where it stopped."""
     from ehrsequencing.data.prepare import prepare as run
 
     with progress_bars() as update:
@@ -95,7 +101,10 @@ def prepare(
             extend_vocabulary=extend,
             max_age_years=max_age_years,
             overwrite=overwrite,
+            workers=workers,
+            engine=engine,
             progress=lambda done, total: update("prepare", done, total),
+            notice=say,
         )
     for split in ("train", "tuning", "held_out"):
         part = made.split(split)

@@ -11,7 +11,7 @@ import torch
 
 from ehrsequencing.data.schema import MICROSECONDS_PER_DAY
 from ehrsequencing.data.sequences import Examples, truncated
-from ehrsequencing.data.store import SplitStore
+from ehrsequencing.data.store import SplitStore, age_years
 from ehrsequencing.data.values import ValueStatistics
 from ehrsequencing.data.vocabulary import CLS, PAD
 from ehrsequencing.errors import ConfigError
@@ -201,7 +201,7 @@ class BatchSource:
             return full.reshape(count, width)
 
         is_static = position < static[example]
-        age = split.age[row]
+        age = age_years(split.time[row], split.birth_time[self.examples.index[chosen]][example])
         known = ~np.isnan(age)
         years = np.where(known, np.clip(np.nan_to_num(age), 0, MAX_AGE), UNKNOWN_AGE).astype(np.int64)
         until = self.examples.until[chosen]
