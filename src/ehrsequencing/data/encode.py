@@ -11,6 +11,7 @@ from ehrsequencing.data.dataset import name_some
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, KINDS, MICROSECONDS_PER_DAY, STATIC_TIME
 from ehrsequencing.data.survey import is_event, number, refuse_infinite
 from ehrsequencing.data.values import ValueStatistics
+from ehrsequencing.data.visits import VisitRule, number_visits
 from ehrsequencing.data.vocabulary import Vocabulary
 from ehrsequencing.errors import DataError
 
@@ -32,11 +33,18 @@ class Encoder:
     """Turns events into rows of the store; a pure function of the events once vocabulary and statistics are given."""
 
     def __init__(
-        self, codes: pl.DataFrame, vocabulary: Vocabulary, values: ValueStatistics, *, max_age_years: float
+        self,
+        codes: pl.DataFrame,
+        vocabulary: Vocabulary,
+        values: ValueStatistics,
+        *,
+        visits: VisitRule,
+        max_age_years: float,
     ) -> None:
         """Args:
         codes: Columns `code` and `kind` of every code in the data.
         vocabulary, values: Fitted on train, or reused.
+        visits: Which events are a visit.
         max_age_years: Events at greater ages are refused.
         """
         kinds = {kind: index for index, kind in enumerate(KINDS)}
@@ -50,7 +58,7 @@ class Encoder:
             {"code": values.codes, "unit": values.units, "statistic": np.arange(len(values), dtype=np.int32)},
             schema={"code": pl.String, "unit": pl.String, "statistic": pl.Int32},
         )
-        self._max_age_years = max_age_years
+        self._visits, self._max_age_years = visits, max_age_years
 
     def encode(self, events: pl.DataFrame, where: str) -> EncodedShard:
         """Encode the events of some subjects.
@@ -60,7 +68,8 @@ class Encoder:
             where: What errors call the events.
 
         Raises:
-            DataError: an infinite value, events before birth or beyond `max_age_years`, two times of birth or death.
+            DataError: an infinite value, events before birth or beyond `max_age_years`, two times of birth or death,
+                or an event without the `visit_id` that the rule of visits needs.
         """
         refuse_infinite(events, where)
         subjects = events.select("subject_id").unique().sort("subject_id")
@@ -84,7 +93,7 @@ class Encoder:
         )
         elapsed = pl.col("microseconds") - pl.col("birth_time")
         age = pl.when(pl.col("time").is_not_null()).then(elapsed / _MICROSECONDS_PER_YEAR)
-        rows = number_visits(rows.with_columns(age=age))
+        rows = number_visits(rows.with_columns(age=age), self._visits)
         self._check_ages(rows, where)
         rows = rows.sort("subject_id", "microseconds", "visit", "rank", "value", "statistic", nulls_last=False)
         value = rows["value"].fill_null(float("nan")).to_numpy()
@@ -131,30 +140,6 @@ class Encoder:
                     expected=expected,
                     remedy=remedy,
                 )
-
-
-def number_visits(rows: pl.DataFrame) -> pl.DataFrame:
-    """Add `visit` (int32): visits of a subject by their first time, from 0; -1 for rows without a time.
-
-    A visit is the rows of one `visit_id`, or of one calendar day where there is no `visit_id`.
-
-    >>> from datetime import datetime
-    >>> times = [datetime(2020, 1, 2), None, datetime(2020, 1, 1), datetime(2020, 1, 1, 9)]
-    >>> rows = pl.DataFrame({"subject_id": [1, 1, 1, 1], "visit_id": [7, None, None, None], "time": times})
-    >>> number_visits(rows)["visit"].to_list()
-    [1, -1, 0, 0]
-    """
-    key = ["subject_id", "by_day", "key"]
-    rows = rows.with_columns(
-        by_day=pl.col("visit_id").is_null(),
-        key=pl.coalesce("visit_id", pl.col("time").dt.date().to_physical().cast(pl.Int64)),
-    )
-    visits = rows.filter(pl.col("time").is_not_null()).group_by(key).agg(first=pl.col("time").min())
-    visits = visits.sort("subject_id", "first", "by_day", "key")
-    visits = visits.with_columns(visit=pl.int_range(pl.len(), dtype=pl.Int32).over("subject_id"))
-    rows = rows.join(visits.drop("first"), on=key, how="left", maintain_order="left")
-    dated = pl.col("time").is_not_null()
-    return rows.with_columns(visit=pl.when(dated).then("visit").otherwise(pl.lit(-1, dtype=pl.Int32))).drop(key[1:])
 
 
 def _time_of(events: pl.DataFrame, code: str, name: str) -> pl.DataFrame:

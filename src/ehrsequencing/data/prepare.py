@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from ehrsequencing.data.calendar import dates_note
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.encode import Encoder
 from ehrsequencing.data.events import collect
+from ehrsequencing.data.recode import RecodedDataset
+from ehrsequencing.data.rules import Rules, reused_rules
 from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
 from ehrsequencing.data.store import MARK, SplitWriter, TokenStore, write_manifest
 from ehrsequencing.data.survey import Survey, is_event, survey
 from ehrsequencing.data.unknown import unknown_codes
 from ehrsequencing.data.values import MAX_DISCRETE_BINS, VALUES_FILE, ValueStatistics
+from ehrsequencing.data.visits import VisitRule
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK, VOCABULARY_FILE, Vocabulary
 from ehrsequencing.errors import ConfigError, DataError, StoreError
 from ehrsequencing.io import atomic_directory, hash_bytes, versions
@@ -35,6 +39,12 @@ def prepare(
     value_bins: int | None = None,
     vocabulary_from: str | Path | None = None,
     extend_vocabulary: bool = False,
+    visits: str | None = None,
+    order_within_visit: str | None = None,
+    long_histories: str | None = None,
+    values: str | None = None,
+    roll_up: Sequence[str] | None = None,
+    units: str | Path | None = None,
     max_age_years: float = 125.0,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -54,14 +64,24 @@ def prepare(
         vocabulary_from: Store or model folder whose vocabulary and value statistics to use instead of fitting;
             unknown codes become UNK, and the manifest states their share.
         extend_vocabulary: Append what this train split has besides; the old ids and statistics stay.
+        visits: Which events are a visit: `visit_id`, `day`, `gap:24h`, `visit_id+gap:24h`; `visit_id+day` by default.
+        order_within_visit: "time" (the default; kind, code and value at one time), or "canonical": a model reads a
+            visit by kind, code and value whatever the times.
+        long_histories: Of histories longer than a model keep the most recent "events" (the default), or whole "visits".
+        values: Tokens of numbers: "bins" (the default), or "none": the bare code.
+        roll_up: Broader codes, such as `icd10=3`, `rxnorm=ingredient`, `parents=1`; none by default.
+        units: "spelling" (one spelling per unit), "standard" (also the conversions of `units.csv`), or a CSV file with
+            conversions that go before those; by default units stay as they are.
         max_age_years: Events at greater ages are refused.
         overwrite: Replace an existing store.
         progress: Called with shards done and in all; each is read twice.
 
     Raises:
         ConfigError: an option out of range or without effect (`extend_vocabulary` without `vocabulary_from`, a fit's
-            option where nothing is fitted), or a store that is, holds or lies in its dataset or lies in another one.
-        DataError: no MEDS dataset, infinite values, implausible ages, or no code that has a token.
+            option where nothing is fitted, a roll-up or unit table that changes nothing), rules other than those of
+            `vocabulary_from`, or a store that is, holds or lies in its dataset or lies in another one.
+        DataError: no MEDS dataset, infinite values, implausible ages, events that the rule of visits has no place for,
+            or no code that has a token.
         SplitError: a subject in two splits.
         StoreError: `vocabulary_from` holds no vocabulary.
         RunError: `store` exists, and `overwrite` is False or it is no token store.
@@ -77,8 +97,17 @@ def prepare(
             remedy="leave the option out, or leave out vocabulary_from",
         )
     reused = _load_fit(Path(vocabulary_from)) if vocabulary_from is not None else None
+    own = Rules() if vocabulary_from is None else Rules.of(Path(vocabulary_from))
+    rules = own.chosen(
+        visits=visits, order_within_visit=order_within_visit, long_histories=long_histories, values=values,
+        roll_up=roll_up, units=units,
+    )  # fmt: skip
+    if vocabulary_from is not None:
+        rules = reused_rules(own, rules, Path(vocabulary_from))
+    if "value_bins" in given and rules.values == "none":
+        raise ConfigError("value_bins would have no effect: numbers have no tokens", remedy="leave value_bins out")
     with atomic_directory(store, overwrite=overwrite, mark=MARK) as folder:
-        dataset = MedsDataset.open(meds)
+        dataset = RecodedDataset(MedsDataset.open(meds), rules, must_change=vocabulary_from is None)
         if "min_count" in given and dataset.fixed_code_book:
             raise ConfigError(
                 f"min_count would have no effect: the vocabulary of {meds} is its fixed code book",
@@ -87,10 +116,13 @@ def prepare(
         tick = _Tick(progress, 2 * sum(len(dataset.shards(split)) for split in SPLITS))
         found = survey(dataset, tick)
         book = dataset.codes().filter(is_event())
-        vocabulary, values = _fit(
-            found, book, dataset.fixed_code_book, min_count, value_bins, reused, extend_vocabulary
+        vocabulary, statistics = _fit(
+            found, book, dataset.fixed_code_book, min_count, value_bins, rules.values == "bins", reused,
+            extend_vocabulary,
+        )  # fmt: skip
+        encoder = Encoder(
+            book, vocabulary, statistics, visits=VisitRule.parse(rules.visits), max_age_years=max_age_years
         )
-        encoder = Encoder(book, vocabulary, values, max_age_years=max_age_years)
         ends = dataset.observation_end()
         counts, token_counts = {}, np.zeros(len(vocabulary), dtype=np.int64)
         for split in SPLITS:
@@ -101,7 +133,8 @@ def prepare(
                 token_counts = tokens
         _refuse_unknown_world(counts["train"], meds, reused is not None)
         vocabulary.with_counts(token_counts).save(folder / VOCABULARY_FILE)
-        values.save(folder / VALUES_FILE)
+        statistics.save(folder / VALUES_FILE)
+        rules.save(folder)
         options = {
             "min_count": min_count,
             "value_bins": value_bins,
@@ -116,11 +149,14 @@ def prepare(
                 "dataset_fingerprint": dataset.fingerprint,
                 "fingerprint": hash_bytes(
                     dataset.fingerprint.encode(), repr(sorted(options.items())).encode(),
-                    vocabulary.hash.encode(), values.hash.encode(),
+                    vocabulary.hash.encode(), statistics.hash.encode(),
+                    *([] if rules == Rules() else [json.dumps(rules.to_json()).encode()]),
                 ),
                 "source": dataset.manifest.get("source"),
                 "dates_note": dates_note(dataset.manifest),
                 "options": options,
+                "rules": rules.to_json(),
+                **dataset.account,
                 "fitted_on": "train",
                 "vocabulary": {
                     "hash": vocabulary.hash,
@@ -129,7 +165,7 @@ def prepare(
                     "origin": f"{origin}, extended" if extend_vocabulary else origin,
                     "tokens_added": len(vocabulary) - len(reused[0]) if reused else 0,
                 },
-                "values": {"hash": values.hash, "codes_and_units": len(values)},
+                "values": {"hash": statistics.hash, "codes_and_units": len(statistics)},
                 "observation_end": ends is not None,
                 "counts": counts,
                 **({"unknown": unknown_codes(dataset, vocabulary)} if reused is not None else {}),
@@ -189,6 +225,7 @@ def _fit(
     fixed_code_book: bool,
     min_count: int,
     value_bins: int,
+    binned: bool,
     reused: tuple[Vocabulary, ValueStatistics] | None,
     extend: bool,
 ) -> tuple[Vocabulary, ValueStatistics]:
@@ -208,15 +245,17 @@ def _fit(
         vocabulary = Vocabulary.from_code_book(
             of_codes["code"].to_list(),
             [kinds[kind] for kind in of_codes["kind"]],
-            of_codes["numeric"].to_list(),
+            [binned and numeric for numeric in of_codes["numeric"]],
             value_bins,
         )
     else:
         of_codes = book.join(found.histogram.select("code"), on="code", how="semi").sort("code")
         codes = of_codes["code"].to_list()
+        counts = found.token_counts(values, codes)
         vocabulary = Vocabulary.from_counts(
-            codes, [kinds[kind] for kind in of_codes["kind"]], found.token_counts(values, codes), min_count=min_count
-        )
+            codes, [kinds[kind] for kind in of_codes["kind"]],
+            counts if binned else counts.sum(axis=1, keepdims=True), min_count=min_count,
+        )  # fmt: skip
     if len(vocabulary) == NUM_SPECIAL:
         raise DataError(
             "no code of the train split has a token",

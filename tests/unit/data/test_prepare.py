@@ -11,11 +11,11 @@ from small_data import day, microseconds
 
 from ehrsequencing.data import survey as survey_module
 from ehrsequencing.data.dataset import MedsDataset, MedsWriter
-from ehrsequencing.data.encode import number_visits
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.schema import KINDS, STATIC_TIME
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.survey import survey
+from ehrsequencing.data.visits import number_visits
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK
 from ehrsequencing.errors import ConfigError, DataError, RunError, SplitError, StoreError
 
