@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -264,25 +264,22 @@ class MedsDataset:
 
     @cached_property
     def _codes(self) -> pl.DataFrame:
-        table = self._stated_codes
+        schema = {"code": pl.String, "numeric": pl.Boolean}
         if self.manifest:
-            return self.codes_with([])
+            return self.codes_with(pl.DataFrame(schema=schema))
         seen = pl.concat(
             self.scan(split).group_by("code").agg(
                 numeric=pl.col("numeric_value").is_not_null().any() & pl.lit(split == "train")
             )
             for split in SPLITS
         )  # fmt: skip
-        numeric = collect(seen.group_by("code").agg(pl.col("numeric").any()), str(self.path))
-        return complete_codes(table, numeric).sort("code")
+        return self.codes_with(collect(seen.group_by("code").agg(pl.col("numeric").any()), str(self.path)))
 
-    def codes_with(self, seen: Iterable[str]) -> pl.DataFrame:
-        """`codes` for who has read the events already: what `metadata/codes.parquet` lists, and the codes seen.
-
-        `numeric` is False where the file does not say.
-        """
-        found = pl.DataFrame({"code": list(seen)}, schema={"code": pl.String}).with_columns(numeric=pl.lit(False))
-        return complete_codes(self._stated_codes, found).sort("code")
+    def codes_with(self, seen: pl.DataFrame) -> pl.DataFrame:
+        """`codes` for who has read the events: columns `code`, `numeric` (train has a number) of the codes seen."""
+        if self.manifest:
+            seen = seen.with_columns(numeric=pl.lit(False))
+        return complete_codes(self._stated_codes, seen).sort("code")
 
     @property
     def _stated_codes(self) -> pl.DataFrame:

@@ -22,6 +22,7 @@ class JoinedSplit(SplitStore):
             subject_ids: int64 [n]; those that no split has are left out.
         """
         self.name = "+".join(splits)
+        self.rules = store.split(splits[0]).rules
         wanted = np.unique(np.asarray(subject_ids, dtype=np.int64))
         parts: list[tuple[SplitStore, np.ndarray]] = []
         for name in splits:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ehrsequencing.data.dataset import name_some
-from ehrsequencing.data.numbering import number_visits
+from ehrsequencing.data.recode import Recoding
 from ehrsequencing.data.schema import (
     BIRTH_CODE,
     DAYS_PER_YEAR,
@@ -21,6 +21,7 @@ from ehrsequencing.data.schema import (
     kind_of_code,
 )
 from ehrsequencing.data.shards import Columns, Piece, read_piece
+from ehrsequencing.data.visits import RowsWithoutVisitError, VisitRule, number_visits
 from ehrsequencing.errors import DataError
 from ehrsequencing.io import read_json
 
@@ -56,19 +57,37 @@ class Rows:
     units: list[str]
 
 
-def read_rows(piece: Piece, kinds: Path, max_age_years: float) -> Rows:
+@dataclass(frozen=True)
+class Reading:
+    """How pieces are read.
+
+    Attributes:
+        kinds: JSON file of code -> index into `KINDS`, for the codes whose kind is not that of their system.
+        recoding: File of `Recoding.save`; None where codes and units stay.
+        visits: Which events are a visit.
+        max_age_years: Events at greater ages are refused.
+    """
+
+    kinds: Path
+    recoding: Path | None
+    visits: VisitRule
+    max_age_years: float
+
+
+def read_rows(piece: Piece, how: Reading) -> Rows:
     """Read a piece and bring its events into order; births and deaths become times.
 
     Args:
         piece: What to read.
-        kinds: JSON file of code -> index into `KINDS`, for the codes whose kind is not that of their system.
-        max_age_years: Events at greater ages are refused.
+        how: How to read it.
 
     Raises:
         DataError: unreadable, an infinite value, events before birth or beyond `max_age_years`, two times of birth or
-            death.
+            death, or an event without the `visit_id` that the rule of visits needs.
     """
     found = read_piece(piece)
+    if how.recoding is not None:
+        found = Recoding.load(how.recoding).apply(found)
     subject_id, split, first = _subjects(piece, found.subject_id)
     if not _ascending(split, subject_id):
         found = found.take(np.lexsort((found.subject_id, piece.splits_of(found.subject_id))))
@@ -86,11 +105,20 @@ def read_rows(piece: Piece, kinds: Path, max_age_years: float) -> Rows:
     begins[(np.cumsum(rows) - rows)[rows > 0]] = True
     if not (begins[1:] | (found.time[1:] >= found.time[:-1])).all():
         found = found.take(np.lexsort((found.time, np.cumsum(begins))))
-    _check_ages(piece, found, begins, subject_id, rows, birth, max_age_years)
-    visit, counted = number_visits(begins, found.time, found.visit_id, found.stated)
+    _check_ages(piece, found, begins, subject_id, rows, birth, how.max_age_years)
+    try:
+        visit, counted = number_visits(begins, found.time, found.visit_id, found.stated, how.visits)
+    except RowsWithoutVisitError as problem:
+        owner = int(np.searchsorted(np.cumsum(rows), problem.rows[0], side="right"))
+        raise DataError(
+            "the rule of visits needs a visit_id in every event with a time",
+            got=f"{len(problem.rows)} events without one, first of subject {subject_id[owner]}"
+            f" at {np.datetime64(int(found.time[problem.rows[0]]), 'us').item()}",
+            remedy="choose visit_id+day or visit_id+gap:24h",
+        ) from None
     visits = np.zeros(len(subject_id), dtype=np.int64)
     visits[rows > 0] = counted
-    names, rank_of_pair, pair = _pairs(found, kinds)
+    names, rank_of_pair, pair = _pairs(found, how.kinds)
     value = found.value
     order = _canonical(begins, found.time, visit, rank_of_pair[pair], value, pair)
     if order is not None:

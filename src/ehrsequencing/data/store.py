@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ehrsequencing.data.rules import Rules
 from ehrsequencing.data.schema import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, SPLITS, STATIC_TIME
 from ehrsequencing.data.values import VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import VOCABULARY_FILE, Vocabulary
@@ -48,6 +49,7 @@ class SplitStore:
         value: float32 [rows], the number of the event; NaN without one.
         statistic: int16 or int32 [rows], row of the store's `ValueStatistics` for code and unit; -1 without one.
         kind: uint8 [rows], index into `KINDS`.
+        rules: The store's rules, two of which say how its rows are read: `order_within_visit`, `long_histories`.
     """
 
     subject_id: np.ndarray
@@ -61,10 +63,12 @@ class SplitStore:
     value: np.ndarray
     statistic: np.ndarray
     kind: np.ndarray
+    rules: Rules
 
     def __init__(self, path: Path, name: str) -> None:
         """Map the columns of `path`/`name`; StoreError when one is missing or damaged."""
         self._path, self.name = path, name
+        self.rules = Rules.of(path)
         for column, dtype in {**SUBJECT_COLUMNS, **EVENT_COLUMNS}.items():
             types = (dtype, NARROW_COLUMNS.get(column, dtype))
             setattr(self, column, _map_column(path / name / f"{column}.npy", types))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrsequencing.data.rows import TRAIN, read_rows, value_order
+from ehrsequencing.data.rows import TRAIN, Reading, read_rows, value_order
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, SPLITS
 from ehrsequencing.data.shards import Piece
 from ehrsequencing.data.values import ValueStatistics
@@ -40,8 +40,7 @@ class ScanTask:
     """One piece to read. `output` is the path of the files to write, without their endings."""
 
     piece: Piece
-    kinds: Path
-    max_age_years: float
+    how: Reading
     output: Path
 
 
@@ -76,7 +75,7 @@ def scan(task: ScanTask) -> None:
     Raises:
         DataError: as `read_rows`.
     """
-    rows = read_rows(task.piece, task.kinds, task.max_age_years)
+    rows = read_rows(task.piece, task.how)
     of_row = np.repeat(rows.split, rows.rows)
     bounds = np.searchsorted(of_row, np.arange(len(SPLITS) + 1))
     events = np.stack(
@@ -96,7 +95,8 @@ def scan(task: ScanTask) -> None:
         subject_id=rows.subject_id, split=rows.split, rows=rows.rows, visits=rows.visits,
         birth_time=rows.birth_time, death_time=rows.death_time, events=events,
         bounds=np.searchsorted(key >> 32, np.arange(len(rows.codes) + 1)),
-        names=np.frombuffer(names, dtype=np.uint8), written=np.array([word_sum(column) for column in columns.values()], dtype=np.uint64),
+        names=np.frombuffer(names, dtype=np.uint8),
+        written=np.array([word_sum(column) for column in columns.values()], dtype=np.uint64),
     )  # fmt: skip
 
 
