@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ehrsequencing.errors import ConfigError, RunError
+
+logger = logging.getLogger(__name__)
 
 
 def _sync_directory(path: Path) -> None:
@@ -83,28 +88,49 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False, mark: Mark | 
     Raises:
         RunError: `path` exists, is no empty folder, and `overwrite` is False or the mark is absent.
     """
+    path = replaceable(path, overwrite=overwrite, mark=mark)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        publish_directory(temporary, path, overwrite=overwrite, mark=mark)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replaceable(path: str | Path, *, overwrite: bool = False, mark: Mark | None = None) -> Path:
+    """Check, as `atomic_directory` does, that a folder may be written; returns it with symbolic links resolved.
+
+    Raises:
+        RunError: as `atomic_directory`.
+    """
     path = Path(path)
     if path.is_symlink() or path.name in ("", ".."):
         path = path.resolve()
     _put_back(path)
     _refuse_replacing(path, overwrite, mark)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    return path
+
+
+def publish_directory(folder: Path, path: Path, *, overwrite: bool = False, mark: Mark | None = None) -> None:
+    """Rename a finished folder to `path`, on the same file system, replacing what is there as `atomic_directory` does.
+
+    Raises:
+        RunError: as `atomic_directory`; then `folder` stays.
+    """
+    # Again: something may have come to lie there while the content was made.
+    _refuse_replacing(path, overwrite, mark)
     retired = path.with_name(f".{path.name}.retired-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
     try:
-        yield temporary
-        # Again: something may have come to lie there while the content was made.
-        _refuse_replacing(path, overwrite, mark)
         if path.exists():
             path.rename(retired)
-        temporary.rename(path)
+        folder.rename(path)
         _sync_directory(path.parent)
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         if retired.exists() and not path.exists():
             retired.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put_back(path: Path) -> None:
@@ -136,6 +162,26 @@ def _refuse_replacing(path: Path, overwrite: bool, mark: Mark | None) -> None:
         )
     if not overwrite:
         raise RunError(f"{path} exists already", remedy="choose another folder or pass --overwrite")
+
+
+def lock_file(file: Path) -> int | None:
+    """Take a file for this process; the descriptor that holds it until closed, or None where another process does.
+
+    The lock dies with the process and, unlike flock, is not inherited by forked data workers, which may outlive a
+    killed parent by a moment.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        if problem.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            return None
+        if problem.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+            os.close(descriptor)
+            raise
+        logger.warning("%s: this file system has no locks, so two processes go unnoticed", file.parent)
+    return descriptor
 
 
 def refuse_overlap(source: str | Path, output: str | Path) -> None:

@@ -120,7 +120,14 @@ def test_laboratory_values_units_and_flags(dataset, events):
     creatinine = labs.filter(itemid=50912)
     found = events.filter(code="LAB//50912//mg/dL")
     assert found.height == creatinine.height > 2000 and found["unit"].unique().to_list() == ["mg/dL"]
-    assert starting(events, "LAB_FLAG//").height == labs["flag"].count() == 40_275
+    flags = starting(events, "LAB_FLAG//").group_by(pl.col("code").str.extract("([a-z]+)$").alias("flag")).len()
+    below, above = pl.col("valuenum") < pl.col("ref_range_lower"), pl.col("valuenum") > pl.col("ref_range_upper")
+    ranged = labs.filter((pl.col("ref_range_lower") < pl.col("ref_range_upper")).fill_null(True))
+    assert dict(flags.sort("flag").iter_rows()) == {
+        "abnormal": labs["flag"].count(), "high": ranged.select(above.sum()).item(),
+        "low": ranged.select(below.sum()).item(),
+    }  # fmt: skip
+    assert labs["flag"].count() == 40_275
     negative = labs.filter(pl.col("valuenum").is_null() & (pl.col("value") == "NEG")).height
     assert lab_events.filter(text_value="NEG").height == negative > 100
     description = dict(dataset.codes().select("code", "description").iter_rows())

@@ -77,12 +77,37 @@ def prepare(
         Path | None, typer.Option("--vocabulary", help="Model folder or store whose vocabulary to use.")
     ] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Append this dataset's new codes to --vocabulary.")] = False,
+    visits: Annotated[
+        str | None,
+        typer.Option("--visits", help="visit_id, day, gap:24h, visit_id+day (default) or visit_id+gap:24h."),
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option("--order-within-visit", help="time (default), or canonical: kind, code, value.")
+    ] = None,
+    long_histories: Annotated[
+        str | None,
+        typer.Option("--long-histories", help="Keep the most recent events (default), or whole visits."),
+    ] = None,
+    values: Annotated[str | None, typer.Option("--values", help="Tokens of numbers: bins (default), or none.")] = None,
+    roll_up: Annotated[
+        list[str] | None,
+        typer.Option("--roll-up", help="icd10=3, icd9=3, atc=4, rxnorm=ingredient, parents=1; repeat for several."),
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option("--units", help="spelling, standard, or a CSV file of conversions.")
+    ] = None,
     max_age_years: Annotated[
         float, typer.Option("--max-age-years", help="Events at greater ages are refused.")
     ] = 125.0,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes; all cores by default, at most 8.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local, or ray: a Ray cluster that sees both folders.")
+    ] = "local",
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a MEDS dataset into a token store."""
+    """Turn a MEDS dataset into a token store. Killed, the same command continues where it stopped."""
     from ehrsequencing.data.prepare import prepare as run
 
     with progress_bars() as update:
@@ -93,9 +118,18 @@ def prepare(
             value_bins=value_bins,
             vocabulary_from=vocabulary,
             extend_vocabulary=extend,
+            visits=visits,
+            order_within_visit=order,
+            long_histories=long_histories,
+            values=values,
+            roll_up=roll_up or None,
+            units=units,
             max_age_years=max_age_years,
             overwrite=overwrite,
+            workers=workers,
+            engine=engine,
             progress=lambda done, total: update("prepare", done, total),
+            notice=say,
         )
     for split in ("train", "tuning", "held_out"):
         part = made.split(split)

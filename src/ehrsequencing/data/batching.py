@@ -11,7 +11,7 @@ import torch
 
 from ehrsequencing.data.schema import MICROSECONDS_PER_DAY
 from ehrsequencing.data.sequences import Examples, truncated
-from ehrsequencing.data.store import SplitStore
+from ehrsequencing.data.store import SplitStore, age_years
 from ehrsequencing.data.values import ValueStatistics
 from ehrsequencing.data.vocabulary import CLS, PAD
 from ehrsequencing.errors import ConfigError
@@ -193,6 +193,10 @@ class BatchSource:
         static, lengths = windows.static[chosen], self.lengths[chosen] - 1
         width = 1 + int(lengths.max(initial=0))
         example, position, row = windows.rows(chosen)
+        if split.rules.order_within_visit == "canonical":
+            # Histories are cut by time, since a prediction time may fall into a visit; what is left is put in order.
+            keys = (split.statistic, split.value, split.code, split.kind, split.visit)
+            row = row[np.lexsort((*(column[row] for column in keys), example))]
         cell = example * width + 1 + position
 
         def grid(flat: np.ndarray, fill: float, dtype: type) -> np.ndarray:
@@ -201,18 +205,18 @@ class BatchSource:
             return full.reshape(count, width)
 
         is_static = position < static[example]
-        age = split.age[row]
-        known = ~np.isnan(age)
-        years = np.where(known, np.clip(np.nan_to_num(age), 0, MAX_AGE), UNKNOWN_AGE).astype(np.int64)
+        birth = split.birth_time[self.examples.index[chosen]]
+        years = _whole_years(age_years(split.time[row], birth[example]))
         until = self.examples.until[chosen]
         days = (until[example] - np.where(is_static, until[example], split.time[row])) / MICROSECONDS_PER_DAY
 
         codes = grid(split.code[row], PAD, np.int64)
         ages = grid(years, 0, np.int64)
+        ages[:, 0] = UNKNOWN_AGE
         mask = grid(np.ones(len(row), dtype=bool), False, bool)
         codes[:, 0], mask[:, 0] = CLS, True
         dated = lengths > static
-        ages[:, 0] = np.where(dated, ages[np.arange(count), lengths], UNKNOWN_AGE)
+        ages[dated, 0] = _whole_years(age_years(split.time[windows.stop[chosen[dated]] - 1], birth[dated]))
         target = self.examples.target
         return Batch(
             codes=torch.from_numpy(codes),
@@ -226,6 +230,11 @@ class BatchSource:
             example_ids=torch.from_numpy(chosen.astype(np.int64)),
             targets=None if target is None else torch.from_numpy(target[chosen].astype(np.float32)),
         )
+
+
+def _whole_years(age: np.ndarray) -> np.ndarray:
+    """Ages as tokens, int64: whole years up to `MAX_AGE`, `UNKNOWN_AGE` where NaN."""
+    return np.where(np.isnan(age), UNKNOWN_AGE, np.clip(np.nan_to_num(age), 0, MAX_AGE)).astype(np.int64)
 
 
 def _visit_ranks(example: np.ndarray, visit: np.ndarray) -> np.ndarray:

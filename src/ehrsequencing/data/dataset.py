@@ -231,6 +231,10 @@ class MedsDataset:
             raise SplitError("unknown split", got=split, expected=" or ".join(SPLITS))
         return [path for path, subjects in self._shards.items() if (subjects["split"] == split).any()]
 
+    def shard_subjects(self) -> list[tuple[Path, pl.DataFrame]]:
+        """Every shard with its subjects: columns `subject_id`, ascending, and `split`."""
+        return list(self._shards.items())
+
     def frames(self, split: str) -> Iterator[pl.LazyFrame]:
         """One lazy frame per shard with the split's events, columns of `EVENT_SCHEMA`."""
         for path in self.shards(split):
@@ -260,20 +264,30 @@ class MedsDataset:
 
     @cached_property
     def _codes(self) -> pl.DataFrame:
-        file = self.path / CODES_FILE
-        table = _read_table(file) if file.exists() else pl.DataFrame(schema={"code": pl.String})
-        if "code" not in table.columns:
-            raise DataError(f"{file} lacks code", got=", ".join(table.columns), expected="code")
+        schema = {"code": pl.String, "numeric": pl.Boolean}
         if self.manifest:
-            return complete_codes(table, pl.DataFrame(schema={"code": pl.String, "numeric": pl.Boolean})).sort("code")
+            return self.codes_with(pl.DataFrame(schema=schema))
         seen = pl.concat(
             self.scan(split).group_by("code").agg(
                 numeric=pl.col("numeric_value").is_not_null().any() & pl.lit(split == "train")
             )
             for split in SPLITS
         )  # fmt: skip
-        numeric = collect(seen.group_by("code").agg(pl.col("numeric").any()), str(self.path))
-        return complete_codes(table, numeric).sort("code")
+        return self.codes_with(collect(seen.group_by("code").agg(pl.col("numeric").any()), str(self.path)))
+
+    def codes_with(self, seen: pl.DataFrame) -> pl.DataFrame:
+        """`codes` for who has read the events: columns `code`, `numeric` (train has a number) of the codes seen."""
+        if self.manifest:
+            seen = seen.with_columns(numeric=pl.lit(False))
+        return complete_codes(self._stated_codes, seen).sort("code")
+
+    @property
+    def _stated_codes(self) -> pl.DataFrame:
+        file = self.path / CODES_FILE
+        table = _read_table(file) if file.exists() else pl.DataFrame(schema={"code": pl.String})
+        if "code" not in table.columns:
+            raise DataError(f"{file} lacks code", got=", ".join(table.columns), expected="code")
+        return table
 
     def observation_end(self) -> pl.DataFrame | None:
         """Columns `subject_id`, `observation_end` (Datetime us) of `metadata/observation.parquet`; None without one.
@@ -325,12 +339,27 @@ def _shard_subjects(path: Path) -> list[tuple[Path, pl.DataFrame]]:
         if metadata.num_rows == 0:
             continue
         events = normalise_events(pl.scan_parquet(file), str(file))
-        keys = events.select("subject_id", pl.col("code").is_null().alias("nameless"))
-        subjects = collect(keys.group_by("subject_id").agg(pl.col("nameless").sum()), str(file))
-        if subjects["subject_id"].null_count() or subjects["nameless"].sum():
+        subjects = collect(
+            events.select(pl.col("subject_id").rle().struct.field("value").unique()), str(file)
+        ).to_series()
+        if subjects.null_count() or (_may_lack_codes(metadata) and _lacks_codes(events, file)):
             raise DataError(f"{file} has rows without subject_id or code", expected="none")
-        found.append((file, subjects.select("subject_id").sort("subject_id")))
+        found.append((file, subjects.alias("subject_id").sort().to_frame()))
     return found
+
+
+def _may_lack_codes(metadata: pq.FileMetaData) -> bool:
+    """Whether the footer leaves it open that a row has no code."""
+    place = metadata.schema.names.index("code") if "code" in metadata.schema.names else -1
+    columns = [metadata.row_group(group).column(place) for group in range(metadata.num_row_groups) if place >= 0]
+    counted = [column.statistics for column in columns if column.is_stats_set and column.path_in_schema == "code"]
+    return len(counted) < metadata.num_row_groups or any(
+        not known.has_null_count or known.null_count for known in counted
+    )
+
+
+def _lacks_codes(events: pl.LazyFrame, file: Path) -> bool:
+    return bool(collect(events.select(pl.col("code").is_null().any()), str(file)).item())
 
 
 def _refuse_shared_subjects(subjects: pl.DataFrame) -> None:

@@ -1,174 +1,187 @@
-"""Second pass over a MEDS dataset: the events of a shard as columns of the token store."""
+"""Second pass: rows of some subjects, gathered from the first pass, as columns of the token store."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
-import polars as pl
 
-from ehrsequencing.data.dataset import name_some
-from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, KINDS, MICROSECONDS_PER_DAY, STATIC_TIME
-from ehrsequencing.data.survey import is_event, number, refuse_infinite
-from ehrsequencing.data.values import ValueStatistics
+from ehrsequencing.data.store import SplitWriter
+from ehrsequencing.data.survey import SPOOLED, Pairs, Scanned, load_mark, save_mark, spooled, word_sum
+from ehrsequencing.data.values import ValueStatistics, bins_of
 from ehrsequencing.data.vocabulary import Vocabulary
-from ehrsequencing.errors import DataError
 
-_MICROSECONDS_PER_YEAR = DAYS_PER_YEAR * MICROSECONDS_PER_DAY
+BLOCK_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
-class EncodedShard:
-    """Subjects of a shard, ascending, their times of birth and death, the columns of all their rows, and visits."""
+class Subjects:
+    """Subjects of a split in the order of the store, and where their rows lie after the first pass; [s] each.
+
+    Attributes:
+        subject_id, rows, birth_time, death_time: int64.
+        piece: int32, index of the piece.
+        start: int64, the first row within the piece.
+        visits: int64, of all these subjects in all.
+        most_visits: Of one subject.
+    """
 
     subject_id: np.ndarray
+    rows: np.ndarray
     birth_time: np.ndarray
     death_time: np.ndarray
-    columns: dict[str, np.ndarray]
+    piece: np.ndarray
+    start: np.ndarray
     visits: int
+    most_visits: int
+
+    @classmethod
+    def of(cls, pieces: Sequence[Scanned], split: int) -> Subjects:
+        """The subjects of a split, by index into `SPLITS`."""
+        chosen = [piece.split == split for piece in pieces]
+
+        def gathered(name: str) -> np.ndarray:
+            return np.concatenate([getattr(piece, name)[own] for piece, own in zip(pieces, chosen, strict=True)])
+
+        starts = [(np.cumsum(piece.rows) - piece.rows)[own] for piece, own in zip(pieces, chosen, strict=True)]
+        owner = np.repeat(np.arange(len(pieces), dtype=np.int32), [int(own.sum()) for own in chosen])
+        subject_id, visits = gathered("subject_id"), gathered("visits")
+        order = np.argsort(subject_id)
+        return cls(
+            subject_id[order], gathered("rows")[order], gathered("birth_time")[order], gathered("death_time")[order],
+            owner[order], np.concatenate(starts)[order], int(visits.sum()), int(visits.max(initial=0)),
+        )  # fmt: skip
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Ranges of subjects with about a million rows each; none of a split without rows."""
+        before = np.cumsum(self.rows) - self.rows
+        cuts = np.flatnonzero(np.r_[True, np.diff(before // BLOCK_ROWS) > 0]).tolist() if self.rows.any() else []
+        return list(zip(cuts, [*cuts[1:], len(self.rows)], strict=True)) if cuts else []
 
 
-class Encoder:
-    """Turns events into rows of the store; a pure function of the events once vocabulary and statistics are given."""
+@dataclass(frozen=True)
+class EncodeTask:
+    """Rows to write from row `first` of a split on: those of some subjects, `piece`, `start` and `rows` of each.
 
-    def __init__(
-        self, codes: pl.DataFrame, vocabulary: Vocabulary, values: ValueStatistics, *, max_age_years: float
-    ) -> None:
-        """Args:
-        codes: Columns `code` and `kind` of every code in the data.
-        vocabulary, values: Fitted on train, or reused.
-        max_age_years: Events at greater ages are refused.
-        """
-        kinds = {kind: index for index, kind in enumerate(KINDS)}
-        book = codes.select("code", kind=pl.col("kind").replace_strict(kinds, return_dtype=pl.UInt8))
-        # By kind, then by code: the order of events within a visit at one time.
-        book = book.sort("kind", "code").with_row_index("rank")
-        self._book = book
-        self._tokens = vocabulary.lookup_table(book["code"].to_list(), values.bins)
-        self._values = values
-        self._pairs = pl.DataFrame(
-            {"code": values.codes, "unit": values.units, "statistic": np.arange(len(values), dtype=np.int32)},
-            schema={"code": pl.String, "unit": pl.String, "statistic": pl.Int32},
-        )
-        self._max_age_years = max_age_years
-
-    def encode(self, events: pl.DataFrame, where: str) -> EncodedShard:
-        """Encode the events of some subjects.
-
-        Args:
-            events: Columns of `EVENT_SCHEMA`, in any order.
-            where: What errors call the events.
-
-        Raises:
-            DataError: an infinite value, events before birth or beyond `max_age_years`, two times of birth or death.
-        """
-        refuse_infinite(events, where)
-        subjects = events.select("subject_id").unique().sort("subject_id")
-        subjects = subjects.join(_time_of(events, BIRTH_CODE, "birth_time"), on="subject_id", how="left")
-        subjects = subjects.join(_time_of(events, DEATH_CODE, "death_time"), on="subject_id", how="left")
-        subjects = subjects.sort("subject_id")
-        rows = (
-            events.filter(is_event())
-            .select(
-                "subject_id",
-                "code",
-                "visit_id",
-                "time",
-                pl.col("unit").fill_null(""),
-                value=number(),
-                microseconds=pl.col("time").to_physical().fill_null(STATIC_TIME),
-            )
-            .join(self._book, on="code", how="left")
-            .join(self._pairs, on=["code", "unit"], how="left")
-            .join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left")
-        )
-        elapsed = pl.col("microseconds") - pl.col("birth_time")
-        age = pl.when(pl.col("time").is_not_null()).then(elapsed / _MICROSECONDS_PER_YEAR)
-        rows = number_visits(rows.with_columns(age=age))
-        self._check_ages(rows, where)
-        rows = rows.sort("subject_id", "microseconds", "visit", "rank", "value", "statistic", nulls_last=False)
-        value = rows["value"].fill_null(float("nan")).to_numpy()
-        statistic = np.where(np.isnan(value), -1, rows["statistic"].fill_null(-1).to_numpy())
-        columns = {
-            "code": self._tokens[rows["rank"].to_numpy(), self._values.bin(statistic, value)],
-            "visit": rows["visit"].to_numpy(),
-            "age": rows["age"].fill_null(float("nan")).to_numpy(),
-            "time": rows["microseconds"].to_numpy(),
-            "value": value,
-            "statistic": statistic,
-            "kind": rows["kind"].to_numpy(),
-        }
-        times = subjects.select(pl.col("birth_time", "death_time").fill_null(STATIC_TIME))
-        visits = rows.group_by("subject_id").agg(pl.col("visit").max() + 1)["visit"].sum()
-        return EncodedShard(
-            subjects["subject_id"].to_numpy(),
-            times["birth_time"].to_numpy(),
-            times["death_time"].to_numpy(),
-            columns,
-            int(visits),
-        )
-
-    def _check_ages(self, rows: pl.DataFrame, where: str) -> None:
-        for wrong, what, expected, remedy in (
-            (pl.col("age") < 0, "lie before birth", "ages of 0 and more", "correct MEDS_BIRTH or the event times"),
-            (
-                pl.col("age") > self._max_age_years,
-                f"lie beyond an age of {self._max_age_years:g} years",
-                f"ages up to {self._max_age_years:g}",
-                "correct MEDS_BIRTH, or pass a greater max_age_years",
-            ),
-        ):
-            bad = rows.filter(wrong)
-            if len(bad):
-                sample = bad.sort("subject_id", "time").head(3)
-                shown = [
-                    f"subject {subject}: {code} at {time} (age {age:.2f})"
-                    for subject, code, time, age in sample.select("subject_id", "code", "time", "age").iter_rows()
-                ]
-                raise DataError(
-                    f"{len(bad)} events in {where} {what}",
-                    got=f"{bad['subject_id'].n_unique()} subjects, such as {', '.join(shown)}",
-                    expected=expected,
-                    remedy=remedy,
-                )
-
-
-def number_visits(rows: pl.DataFrame) -> pl.DataFrame:
-    """Add `visit` (int32): visits of a subject by their first time, from 0; -1 for rows without a time.
-
-    A visit is the rows of one `visit_id`, or of one calendar day where there is no `visit_id`.
-
-    >>> from datetime import datetime
-    >>> times = [datetime(2020, 1, 2), None, datetime(2020, 1, 1), datetime(2020, 1, 1, 9)]
-    >>> rows = pl.DataFrame({"subject_id": [1, 1, 1, 1], "visit_id": [7, None, None, None], "time": times})
-    >>> number_visits(rows)["visit"].to_list()
-    [1, -1, 0, 0]
+    `fit` is what `save_fit` wrote, `output` the file whose presence says that the rows are written.
     """
-    key = ["subject_id", "by_day", "key"]
-    rows = rows.with_columns(
-        by_day=pl.col("visit_id").is_null(),
-        key=pl.coalesce("visit_id", pl.col("time").dt.date().to_physical().cast(pl.Int64)),
-    )
-    visits = rows.filter(pl.col("time").is_not_null()).group_by(key).agg(first=pl.col("time").min())
-    visits = visits.sort("subject_id", "first", "by_day", "key")
-    visits = visits.with_columns(visit=pl.int_range(pl.len(), dtype=pl.Int32).over("subject_id"))
-    rows = rows.join(visits.drop("first"), on=key, how="left", maintain_order="left")
-    dated = pl.col("time").is_not_null()
-    return rows.with_columns(visit=pl.when(dated).then("visit").otherwise(pl.lit(-1, dtype=pl.Int32))).drop(key[1:])
+
+    pieces: list[Path]
+    piece: np.ndarray
+    start: np.ndarray
+    rows: np.ndarray
+    first: int
+    folder: Path
+    dtypes: dict[str, str]
+    fit: Path
+    output: Path
 
 
-def _time_of(events: pl.DataFrame, code: str, name: str) -> pl.DataFrame:
-    """Columns `subject_id` and `name` (microseconds) of subjects with that code and a time."""
-    dated = events.filter((pl.col("code") == code) & pl.col("time").is_not_null())
-    times = dated.group_by("subject_id").agg(
-        pl.col("time").min().to_physical().alias(name), distinct=pl.col("time").n_unique()
+def save_fit(path: Path, pairs: Pairs, kinds: Sequence[int], vocabulary: Vocabulary, values: ValueStatistics) -> None:
+    """Write the tables that turn pairs and values into tokens; `kinds` of each pair."""
+    codes = list(dict.fromkeys(pairs.codes))
+    row = {code: index for index, code in enumerate(codes)}
+    save_mark(
+        path,
+        code=np.array([row[code] for code in pairs.codes], dtype=np.int32),
+        kind=np.array(kinds, dtype=np.uint8),
+        statistic=values.rows(pairs.codes, pairs.units),
+        tokens=vocabulary.lookup_table(codes, values.bins),
+        edges=values.edges,
+        pairs=np.concatenate(pairs.of_piece),
+        bounds=np.cumsum([0, *map(len, pairs.of_piece)]),
     )
-    several = times.filter(pl.col("distinct") > 1)
-    if len(several):
-        raise DataError(
-            f"{len(several)} subjects have several times of {code}",
-            got=f"subject {name_some(several['subject_id'].sort())}",
-            expected="one",
-            remedy="keep one of them",
-        )
-    return times.drop("distinct")
+
+
+@lru_cache(maxsize=1)
+def _load_fit(path: Path) -> dict[str, np.ndarray]:
+    return load_mark(path) or {}
+
+
+def encode(task: EncodeTask) -> None:
+    """Write the rows of a task, then its file: `tokens` and `per_token` (how often each comes), `numbers`,
+    `without_statistics`, `static`, and `written` to check the rows by.
+    """
+    fit = _load_fit(task.fit)
+    columns = _gather(task, fit)
+    time, visit, value, pair = (columns[name] for name in ("time", "visit", "value", "pair"))
+    kind, code = fit["kind"][pair], fit["code"][pair]
+    number = np.flatnonzero(~np.isnan(value))
+    statistic = np.full(len(value), -1, dtype=np.int32)
+    statistic[number] = fit["statistic"][pair[number]]
+    _order_units(task.rows, time, visit, code, value, statistic)
+    bins = np.zeros(len(value), dtype=np.int32)
+    bins[number] = bins_of(fit["edges"], statistic[number], value[number])
+    token = fit["tokens"][code, bins]
+    found = {"code": token, "visit": visit, "time": time, "value": value, "statistic": statistic, "kind": kind}
+    found = {name: np.ascontiguousarray(found[name], dtype=dtype) for name, dtype in task.dtypes.items()}
+    SplitWriter(task.folder, task.dtypes).write_rows(task.first, found)
+    per_token = np.bincount(token)
+    tokens = np.flatnonzero(per_token)
+    save_mark(
+        task.output, tokens=tokens, per_token=per_token[tokens], numbers=np.array(len(number)),
+        without_statistics=(statistic[number] < 0).sum(), static=(visit < 0).sum(),
+        written=np.array([word_sum(array) for array in found.values()], dtype=np.uint64),
+    )  # fmt: skip
+
+
+def is_encoded(task: EncodeTask) -> bool:
+    """Whether an earlier process finished the task and its rows are still what it wrote."""
+    mark = load_mark(task.output)
+    if mark is None:
+        return False
+    rows = SplitWriter(task.folder, task.dtypes).read_rows(task.first, task.first + int(task.rows.sum()))
+    return bool(mark["written"].tolist() == [word_sum(array) for array in rows.values()])
+
+
+def _order_units(
+    rows: np.ndarray,
+    time: np.ndarray,
+    visit: np.ndarray,
+    code: np.ndarray,
+    value: np.ndarray,
+    statistic: np.ndarray,
+) -> None:
+    """Bring equal numbers of a code at one time of one visit into the order of their statistics, in place.
+
+    They differ in nothing but the unit, and the first pass has put them in the order of its names.
+    """
+    equal = np.flatnonzero((time[1:] == time[:-1]) & (value[1:] == value[:-1])) + 1
+    equal = equal[(visit[equal] == visit[equal - 1]) & (code[equal] == code[equal - 1])]
+    equal = equal[~np.isin(equal, np.cumsum(rows))]
+    if not (statistic[equal] < statistic[equal - 1]).any():
+        return
+    group = np.cumsum(np.r_[True, np.diff(equal) > 1])
+    for first, last in zip(
+        equal[np.flatnonzero(np.r_[True, np.diff(group) > 0])] - 1,
+        equal[np.flatnonzero(np.r_[np.diff(group) > 0, True])] + 1,
+        strict=True,
+    ):
+        statistic[first:last] = np.sort(statistic[first:last])
+
+
+def _gather(task: EncodeTask, fit: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns of `SPOOLED` for the subjects of the task in their order, pairs numbered over all pieces."""
+    lengths = task.rows
+    first = np.cumsum(lengths) - lengths
+    total = int(lengths.sum())
+    found = np.unique(task.piece).tolist()
+    columns = {name: np.empty(total, dtype=dtype) for name, dtype in SPOOLED.items()}
+    for piece in found:
+        own = np.flatnonzero(task.piece == piece)
+        many = int(lengths[own].sum())
+        # Subjects of a piece are in the order of the store, so that a range of them is a range of rows.
+        low = int(task.start[own[0]])
+        if len(found) == 1:
+            to: slice | np.ndarray = slice(None)
+        else:
+            own_first = np.cumsum(lengths[own]) - lengths[own]
+            to = np.arange(many) + np.repeat(first[own] - own_first, lengths[own])
+        known = fit["pairs"][fit["bounds"][piece] : fit["bounds"][piece + 1]]
+        for name in SPOOLED:
+            part = spooled(task.pieces[piece], name, low, low + many)
+            columns[name][to] = known[part] if name == "pair" else part
+    return columns

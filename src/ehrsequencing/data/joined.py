@@ -22,6 +22,7 @@ class JoinedSplit(SplitStore):
             subject_ids: int64 [n]; those that no split has are left out.
         """
         self.name = "+".join(splits)
+        self.rules = store.split(splits[0]).rules
         wanted = np.unique(np.asarray(subject_ids, dtype=np.int64))
         parts: list[tuple[SplitStore, np.ndarray]] = []
         for name in splits:
@@ -41,11 +42,12 @@ class JoinedSplit(SplitStore):
         own_first = np.cumsum(lengths) - lengths
         target = np.arange(int(lengths.sum())) + np.repeat(first - own_first, lengths)
         source = [_rows(split, index) for split, index in parts]
-        for column, dtype in EVENT_COLUMNS.items():
-            joined = np.empty(len(target), dtype=dtype)
-            joined[target] = np.concatenate(
+        for column in EVENT_COLUMNS:
+            found = np.concatenate(
                 [getattr(split, column)[rows] for (split, _), rows in zip(parts, source, strict=True)]
             )
+            joined = np.empty_like(found)
+            joined[target] = found
             setattr(self, column, joined)
 
     def __reduce__(self) -> Any:

@@ -1,30 +1,34 @@
-"""From a MEDS dataset to a token store: fit on train, then encode shard by shard."""
+"""From a MEDS dataset to a token store: scan shard by shard, fit on train, then encode block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-
+from ehrsequencing import __version__
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.calendar import dates_note
 from ehrsequencing.data.dataset import MedsDataset
-from ehrsequencing.data.encode import Encoder
-from ehrsequencing.data.events import collect
-from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
-from ehrsequencing.data.store import MARK, SplitWriter, TokenStore, write_manifest
-from ehrsequencing.data.survey import Survey, is_event, survey
+from ehrsequencing.data.parallel import task_map
+from ehrsequencing.data.rules import Rules, reused_rules
+from ehrsequencing.data.stages import Stages
+from ehrsequencing.data.store import FORMAT_VERSION, MARK, TokenStore, write_manifest
 from ehrsequencing.data.unknown import unknown_codes
-from ehrsequencing.data.values import MAX_DISCRETE_BINS, VALUES_FILE, ValueStatistics
-from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK, VOCABULARY_FILE, Vocabulary
+from ehrsequencing.data.values import VALUES_FILE, ValueStatistics
+from ehrsequencing.data.vocabulary import VOCABULARY_FILE, Vocabulary
+from ehrsequencing.data.workspace import workspace
 from ehrsequencing.errors import ConfigError, DataError, StoreError
-from ehrsequencing.io import atomic_directory, hash_bytes, versions
+from ehrsequencing.io import hash_bytes, publish_directory, replaceable, versions
 
 MIN_COUNT, VALUE_BINS = 5, 5
+MAX_DEFAULT_WORKERS = 8
 _MAX_VALUE_BINS = 100
+_BYTES_PER_WORKER = 8_000_000
+"""Below two of these, starting processes takes longer than the work."""
 
 
 def prepare(
@@ -35,16 +39,27 @@ def prepare(
     value_bins: int | None = None,
     vocabulary_from: str | Path | None = None,
     extend_vocabulary: bool = False,
+    visits: str | None = None,
+    order_within_visit: str | None = None,
+    long_histories: str | None = None,
+    values: str | None = None,
+    roll_up: Sequence[str] | None = None,
+    units: str | Path | None = None,
     max_age_years: float = 125.0,
     overwrite: bool = False,
+    workers: int | None = None,
+    engine: str = "local",
     progress: Callable[[int, int], None] | None = None,
+    notice: Callable[[str], None] = lambda message: None,
 ) -> TokenStore:
     """Write the token store of a dataset; the folder appears whole or not at all.
 
     Vocabulary and value statistics come from the train split alone. A dataset with a fixed code book gets the whole
     book as its vocabulary (numeric codes: `value_bins` tokens and the bare one).
-    `MEDS_BIRTH` and `MEDS_DEATH` become times of the subject and no tokens. Reads every shard twice and holds one at
-    a time. The same dataset and options give the same bytes.
+    `MEDS_BIRTH` and `MEDS_DEATH` become times of the subject and no tokens. Every shard is read once; each process
+    holds one piece of at most 2 million rows at a time (a shard that is not ordered by subject is one piece). The same
+    dataset and options give the same bytes, whatever the engine and the number of workers. Called again after it was
+    killed, it continues behind the pieces that were done.
 
     Args:
         meds: MEDS dataset.
@@ -54,54 +69,62 @@ def prepare(
         vocabulary_from: Store or model folder whose vocabulary and value statistics to use instead of fitting;
             unknown codes become UNK, and the manifest states their share.
         extend_vocabulary: Append what this train split has besides; the old ids and statistics stay.
+        visits: Which events are a visit: `visit_id`, `day`, `gap:24h`, `visit_id+gap:24h`; `visit_id+day` by default.
+        order_within_visit: "time" (the default; kind, code and value at one time), or "canonical": a model reads a
+            visit by kind, code and value whatever the times.
+        long_histories: Of histories longer than a model keep the most recent "events" (the default), or whole "visits".
+        values: Tokens of numbers: "bins" (the default), or "none": the bare code.
+        roll_up: Broader codes, such as `icd10=3`, `rxnorm=ingredient`, `parents=1`; none by default.
+        units: "spelling" (one spelling per unit), "standard" (also the conversions of `units.csv`), or a CSV file with
+            conversions that go before those; by default units stay as they are.
         max_age_years: Events at greater ages are refused.
         overwrite: Replace an existing store.
-        progress: Called with shards done and in all; each is read twice.
+        workers: Tasks at a time; None takes a process per core, at most 8, and fewer for small datasets. Processes are
+            spawned: a script that calls this needs the guard `if __name__ == "__main__"`.
+        engine: "local", or "ray", which runs the same map over a Ray cluster that shares the folders.
+        progress: Called with parts done and in all: pieces of shards to scan, then blocks of the store to write.
+        notice: Told what of an earlier, killed call is continued or discarded, and why.
 
     Raises:
         ConfigError: an option out of range or without effect (`extend_vocabulary` without `vocabulary_from`, a fit's
-            option where nothing is fitted), or a store that is, holds or lies in its dataset or lies in another one.
-        DataError: no MEDS dataset, infinite values, implausible ages, or no code that has a token.
+            option where nothing is fitted, a roll-up or unit table that changes nothing), rules other than those of
+            `vocabulary_from`, an engine that is not installed, or a store that is, holds or lies in its dataset or
+            lies in another one.
+        DataError: no MEDS dataset, infinite values, implausible ages, events that the rule of visits has no place for,
+            or no code that has a token.
         SplitError: a subject in two splits.
         StoreError: `vocabulary_from` holds no vocabulary.
-        RunError: `store` exists, and `overwrite` is False or it is no token store.
+        RunError: `store` exists, and `overwrite` is False or it is no token store; or another process is writing it.
     """
     meds, store = Path(meds), Path(store)
+    fit_folder = None if vocabulary_from is None else Path(vocabulary_from)
     given = {name for name, value in (("min_count", min_count), ("value_bins", value_bins)) if value is not None}
     min_count = MIN_COUNT if min_count is None else min_count
     value_bins = VALUE_BINS if value_bins is None else value_bins
-    _check_options(meds, store, min_count, value_bins, max_age_years, vocabulary_from, extend_vocabulary)
+    _check_options(meds, store, min_count, value_bins, max_age_years, vocabulary_from, extend_vocabulary, workers)
     if given and vocabulary_from is not None and not extend_vocabulary:
         raise ConfigError(
             f"{' and '.join(sorted(given))} would have no effect: vocabulary and bins are those of {vocabulary_from}",
             remedy="leave the option out, or leave out vocabulary_from",
         )
-    reused = _load_fit(Path(vocabulary_from)) if vocabulary_from is not None else None
-    with atomic_directory(store, overwrite=overwrite, mark=MARK) as folder:
+    reused = None if fit_folder is None else _load_fit(fit_folder)
+    own = Rules() if fit_folder is None else Rules.of(fit_folder)
+    rules = own.chosen(
+        visits=visits, order_within_visit=order_within_visit, long_histories=long_histories, values=values,
+        roll_up=roll_up, units=units,
+    )  # fmt: skip
+    if fit_folder is not None:
+        rules = reused_rules(own, rules, fit_folder)
+    if "value_bins" in given and rules.values == "none":
+        raise ConfigError("value_bins would have no effect: numbers have no tokens", remedy="leave value_bins out")
+    store = replaceable(store, overwrite=overwrite, mark=MARK)
+    with task_map(engine, workers or _default_workers(meds)) as run:
         dataset = MedsDataset.open(meds)
         if "min_count" in given and dataset.fixed_code_book:
             raise ConfigError(
                 f"min_count would have no effect: the vocabulary of {meds} is its fixed code book",
                 got=min_count, remedy="leave min_count out",
             )  # fmt: skip
-        tick = _Tick(progress, 2 * sum(len(dataset.shards(split)) for split in SPLITS))
-        found = survey(dataset, tick)
-        book = dataset.codes().filter(is_event())
-        vocabulary, values = _fit(
-            found, book, dataset.fixed_code_book, min_count, value_bins, reused, extend_vocabulary
-        )
-        encoder = Encoder(book, vocabulary, values, max_age_years=max_age_years)
-        ends = dataset.observation_end()
-        counts, token_counts = {}, np.zeros(len(vocabulary), dtype=np.int64)
-        for split in SPLITS:
-            counts[split], tokens = _write_split(
-                dataset, split, found, encoder, folder / split, tick, len(vocabulary), ends
-            )
-            if split == "train":
-                token_counts = tokens
-        _refuse_unknown_world(counts["train"], meds, reused is not None)
-        vocabulary.with_counts(token_counts).save(folder / VOCABULARY_FILE)
-        values.save(folder / VALUES_FILE)
         options = {
             "min_count": min_count,
             "value_bins": value_bins,
@@ -109,46 +132,65 @@ def prepare(
             "vocabulary_from": None if reused is None else reused[0].hash,
             "extend_vocabulary": extend_vocabulary,
         }
-        origin = "reused" if reused else "the dataset's fixed code book" if dataset.fixed_code_book else "fitted"
-        write_manifest(
-            folder,
-            {
-                "dataset_fingerprint": dataset.fingerprint,
-                "fingerprint": hash_bytes(
-                    dataset.fingerprint.encode(), repr(sorted(options.items())).encode(),
-                    vocabulary.hash.encode(), values.hash.encode(),
-                ),
-                "source": dataset.manifest.get("source"),
-                "dates_note": dates_note(dataset.manifest),
-                "options": options,
-                "fitted_on": "train",
-                "vocabulary": {
-                    "hash": vocabulary.hash,
-                    "tokens": len(vocabulary),
-                    "codes": len(vocabulary.base_codes),
-                    "origin": f"{origin}, extended" if extend_vocabulary else origin,
-                    "tokens_added": len(vocabulary) - len(reused[0]) if reused else 0,
+        key = {
+            "dataset": dataset.fingerprint, **options, "rules": rules.to_json(),
+            "statistics_from": None if reused is None else reused[1].hash,
+            "fixed_code_book": dataset.fixed_code_book, "version": [__version__, FORMAT_VERSION],
+        }  # fmt: skip
+        with workspace(store, key, notice) as work:
+            stages = Stages(dataset, work, rules, run, progress, must_change=reused is None)
+            stages.scan(max_age_years)
+            vocabulary, statistics = stages.fit(
+                min_count,
+                value_bins,
+                reused,
+                None if vocabulary_from is None else Path(vocabulary_from),
+                extend_vocabulary,
+            )
+            counts, token_counts = stages.encode(vocabulary, statistics)
+            _refuse_unknown_world(counts["train"], meds, reused is not None)
+            folder = work / "store"
+            vocabulary.with_counts(token_counts).save(folder / VOCABULARY_FILE)
+            statistics.save(folder / VALUES_FILE)
+            rules.save(folder)
+            origin = "reused" if reused else "the dataset's fixed code book" if dataset.fixed_code_book else "fitted"
+            write_manifest(
+                folder,
+                {
+                    "dataset_fingerprint": dataset.fingerprint,
+                    "fingerprint": hash_bytes(
+                        dataset.fingerprint.encode(), repr(sorted(options.items())).encode(),
+                        vocabulary.hash.encode(), statistics.hash.encode(),
+                        *([] if rules == Rules() else [json.dumps(rules.to_json()).encode()]),
+                    ),
+                    "source": dataset.manifest.get("source"),
+                    "dates_note": dates_note(dataset.manifest),
+                    "options": options,
+                    "rules": rules.to_json(),
+                    **stages.account,
+                    "fitted_on": "train",
+                    "vocabulary": {
+                        "hash": vocabulary.hash,
+                        "tokens": len(vocabulary),
+                        "codes": len(vocabulary.base_codes),
+                        "origin": f"{origin}, extended" if extend_vocabulary else origin,
+                        "tokens_added": len(vocabulary) - len(reused[0]) if reused else 0,
+                    },
+                    "values": {"hash": statistics.hash, "codes_and_units": len(statistics)},
+                    "observation_end": stages.ends is not None,
+                    "counts": counts,
+                    **({"unknown": unknown_codes(stages.events(), vocabulary)} if reused is not None else {}),
+                    "versions": versions(),
                 },
-                "values": {"hash": values.hash, "codes_and_units": len(values)},
-                "observation_end": ends is not None,
-                "counts": counts,
-                **({"unknown": unknown_codes(dataset, vocabulary)} if reused is not None else {}),
-                "versions": versions(),
-            },
-        )  # fmt: skip
+                run,
+            )  # fmt: skip
+            publish_directory(folder, store, overwrite=overwrite, mark=MARK)
     return TokenStore.open(store)
 
 
-class _Tick:
-    """Counts shards towards a progress callback."""
-
-    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def __call__(self) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+def _default_workers(meds: Path) -> int:
+    size = sum(file.stat().st_size for file in islice((meds / "data").rglob("*.parquet"), 10_000))
+    return max(1, min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS, size // _BYTES_PER_WORKER))
 
 
 def _check_options(
@@ -159,6 +201,7 @@ def _check_options(
     max_age_years: float,
     vocabulary_from: str | Path | None,
     extend_vocabulary: bool,
+    workers: int | None,
 ) -> None:
     if min_count < 1:
         raise ConfigError("min_count must be positive", got=min_count, expected="1 or more")
@@ -170,6 +213,8 @@ def _check_options(
         raise ConfigError(
             "extend_vocabulary has nothing to extend", got="no vocabulary_from", expected="a store or model folder"
         )
+    if workers is not None and workers < 1:
+        raise ConfigError("workers is out of range", got=workers, expected="1 or more")
     refuse_in_data(store, meds)
 
 
@@ -181,104 +226,6 @@ def _load_fit(folder: Path) -> tuple[Vocabulary, ValueStatistics]:
             expected="a token store, or the model folder of a run",
         )
     return Vocabulary.load(folder / VOCABULARY_FILE), ValueStatistics.load(folder / VALUES_FILE)
-
-
-def _fit(
-    found: Survey,
-    book: pl.DataFrame,
-    fixed_code_book: bool,
-    min_count: int,
-    value_bins: int,
-    reused: tuple[Vocabulary, ValueStatistics] | None,
-    extend: bool,
-) -> tuple[Vocabulary, ValueStatistics]:
-    """Vocabulary and value statistics of the train split, or the reused ones, or these extended."""
-    if reused is not None and not extend:
-        return reused
-    values = found.statistics(
-        value_bins=value_bins,
-        min_count=min_count,
-        max_discrete_bins=value_bins if fixed_code_book else MAX_DISCRETE_BINS,
-    )
-    if reused is not None:
-        values = reused[1].extend(values)
-    kinds = {kind: index for index, kind in enumerate(KINDS)}
-    if fixed_code_book:
-        of_codes = book
-        vocabulary = Vocabulary.from_code_book(
-            of_codes["code"].to_list(),
-            [kinds[kind] for kind in of_codes["kind"]],
-            of_codes["numeric"].to_list(),
-            value_bins,
-        )
-    else:
-        of_codes = book.join(found.histogram.select("code"), on="code", how="semi").sort("code")
-        codes = of_codes["code"].to_list()
-        vocabulary = Vocabulary.from_counts(
-            codes, [kinds[kind] for kind in of_codes["kind"]], found.token_counts(values, codes), min_count=min_count
-        )
-    if len(vocabulary) == NUM_SPECIAL:
-        raise DataError(
-            "no code of the train split has a token",
-            got=f"{len(of_codes)} codes in train, none of them {min_count} times",
-            remedy="lower min_count, or check that the train split has subjects",
-        )
-    return (vocabulary if reused is None else reused[0].extend(vocabulary)), values
-
-
-def _write_split(
-    dataset: MedsDataset,
-    split: str,
-    found: Survey,
-    encoder: Encoder,
-    folder: Path,
-    tick: Callable[[], None],
-    tokens: int,
-    ends: pl.DataFrame | None,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Encode a split; returns its counts for the manifest, and events per token."""
-    lengths = found.lengths[split]
-    subject_ids = lengths["subject_id"].to_numpy()
-    birth = np.full(len(subject_ids), STATIC_TIME, dtype=np.int64)
-    death = birth.copy()
-    per_token = np.zeros(tokens, dtype=np.int64)
-    visits = static = numbers = without_statistics = 0
-    with SplitWriter(folder, subject_ids, lengths["rows"].to_numpy()) as writer:
-        for path, frame in zip(dataset.shards(split), dataset.frames(split), strict=True):
-            shard = encoder.encode(collect(frame, str(path)), str(path))
-            position = np.searchsorted(subject_ids, shard.subject_id)
-            writer.write_rows(position, shard.columns)
-            birth[position], death[position] = shard.birth_time, shard.death_time
-            columns = shard.columns
-            per_token += np.bincount(columns["code"], minlength=tokens)
-            number = ~np.isnan(columns["value"])
-            numbers += int(number.sum())
-            without_statistics += int((number & (columns["statistic"] < 0)).sum())
-            static += int((columns["visit"] < 0).sum())
-            visits += shard.visits
-            tick()
-        writer.write_times(birth, death, None if ends is None else _observation_end(lengths, ends))
-    events = int(per_token.sum())
-    unknown = int(per_token[UNK])
-    return {
-        "subjects": len(subject_ids),
-        "events": events,
-        "visits": visits,
-        "static_events": static,
-        "subjects_without_events": int((lengths["rows"] == 0).sum()),
-        "subjects_without_birth": int((birth == STATIC_TIME).sum()),
-        "deaths": int((death != STATIC_TIME).sum()),
-        "unk_events": unknown,
-        "unk_share": unknown / events if events else 0.0,
-        "numeric_events": numbers,
-        "numeric_events_without_statistics": without_statistics,
-    }, per_token
-
-
-def _observation_end(subjects: pl.DataFrame, ends: pl.DataFrame) -> np.ndarray:
-    """End of observation of each subject, int64 microseconds; `STATIC_TIME` where the dataset does not say."""
-    joined = subjects.join(ends, on="subject_id", how="left", maintain_order="left")
-    return joined["observation_end"].to_physical().fill_null(STATIC_TIME).to_numpy()
 
 
 def _refuse_unknown_world(train: dict[str, Any], meds: Path, reused: bool) -> None:

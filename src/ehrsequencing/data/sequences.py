@@ -13,6 +13,10 @@ from ehrsequencing.data.schema import STATIC_TIME
 from ehrsequencing.data.store import SplitStore
 from ehrsequencing.errors import DataError, LabelError
 
+_ROWS_AT_ONCE = 2_000_000
+_MORE_THAN_ANY_VISIT = 1 << 32
+_NO_ROW = np.iinfo(np.int64).max
+
 
 def history_bounds(split: SplitStore, indices: np.ndarray, until: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of each subject with `time <= until`; static rows always belong.
@@ -82,12 +86,15 @@ class Windows:
 def truncated(split: SplitStore, indices: np.ndarray, until: np.ndarray, max_rows: int | None) -> Windows:
     """Cut histories to `max_rows` rows: static rows stay, then the most recent rows.
 
-    Static rows take at most half of the room, so that a subject with very many still shows events.
+    Static rows take at most half of the room, so that a subject with very many still shows events. Where the store's
+    rule `long_histories` is "visits", the cut moves on to the first place in the room that divides no visit; where
+    there is none, as in a visit longer than the room, the most recent rows stay.
 
     Args:
         split, indices, until: As in `history_bounds`.
         max_rows: Rows at most per example; None keeps all.
     """
+    indices = np.asarray(indices, dtype=np.int64)
     start, stop = history_bounds(split, indices, until)
     _, dated = history_bounds(split, indices, np.full(len(start), STATIC_TIME, dtype=np.int64))
     static = dated - start
@@ -96,7 +103,49 @@ def truncated(split: SplitStore, indices: np.ndarray, until: np.ndarray, max_row
     over = stop - start > max_rows
     static = np.where(over, np.minimum(static, max_rows // 2), static)
     recent = np.maximum(dated, stop - (max_rows - static))
+    cut = np.flatnonzero((recent > dated) & (recent < stop))
+    if split.rules.long_histories == "visits" and len(cut):
+        recent[cut] = _between_visits(split, indices[cut], recent[cut], stop[cut])
     return Windows(start, static, recent, stop)
+
+
+def _between_visits(split: SplitStore, indices: np.ndarray, recent: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """The first row from `recent` on that divides no visit of the rows before `stop`; else `recent`. int64 [n].
+
+    Visits are numbered by their first rows, so a row divides none where all visits from it on are greater than all
+    before it. What comes at `stop` or later, and may lie in the future, is not looked at.
+    """
+    result = recent.copy()
+    order = np.argsort(indices, kind="stable")
+    subjects = np.unique(indices)
+    block = np.cumsum(split.lengths[subjects]) // _ROWS_AT_ONCE
+    for chosen in np.split(subjects, np.flatnonzero(np.diff(block)) + 1):
+        lengths = split.lengths[chosen]
+        owner, _, row = _runs(split.offsets[chosen], lengths)
+        greatest = np.maximum.accumulate(split.visit[row] + owner * _MORE_THAN_ANY_VISIT) - owner * _MORE_THAN_ANY_VISIT
+        place = np.cumsum(lengths) - lengths - split.offsets[chosen]
+        mine = order[slice(*np.searchsorted(indices[order], [chosen[0], chosen[-1] + 1]))]
+        for some in np.array_split(mine, -(-int((stop - recent)[mine].sum()) // _ROWS_AT_ONCE)):
+            owner, first, row = _runs(recent[some], stop[some] - recent[some])
+            before = greatest[row - 1 + place[np.searchsorted(chosen, indices[some])][owner]]
+            # Backwards, every example lies below the one before it, and the least visit starts anew.
+            back = split.visit[row[::-1]] + owner[::-1] * _MORE_THAN_ANY_VISIT
+            after = np.minimum.accumulate(back)[::-1] - owner * _MORE_THAN_ANY_VISIT
+            found = np.minimum.reduceat(np.where(after > before, row, _NO_ROW), first)
+            result[some] = np.where(found < _NO_ROW, found, recent[some])
+    return result
+
+
+def _runs(start: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows `start[i]` up to `start[i] + lengths[i]`, one run after the other: run of each, first of each run, row.
+
+    >>> owner, first, row = _runs(np.array([7, 2]), np.array([2, 3]))
+    >>> owner.tolist(), first.tolist(), row.tolist()
+    ([0, 0, 1, 1, 1], [0, 2], [7, 8, 2, 3, 4])
+    """
+    first = np.cumsum(lengths) - lengths
+    owner = np.repeat(np.arange(len(start)), lengths)
+    return owner, first, np.arange(len(owner)) + (start - first)[owner]
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,26 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from ehrsequencing.data.schema import SPLITS
+from ehrsequencing.data.rules import Rules
+from ehrsequencing.data.schema import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, SPLITS, STATIC_TIME
 from ehrsequencing.data.values import VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from ehrsequencing.errors import SplitError, StoreError
 from ehrsequencing.io import Mark, read_json, write_json
 
-FORMAT, FORMAT_VERSION = "ehrsequencing token store", 1
+FORMAT, FORMAT_VERSION = "ehrsequencing token store", 2
 MANIFEST_FILE = "manifest.json"
 MARK = Mark(MANIFEST_FILE, "format_version", "a token store")
-EVENT_COLUMNS = {
-    "code": "<i4", "visit": "<i4", "age": "<f4", "time": "<i8", "value": "<f4", "statistic": "<i4", "kind": "|u1",
-}  # fmt: skip
+EVENT_COLUMNS = {"code": "<i4", "visit": "<i4", "time": "<i8", "value": "<f4", "statistic": "<i4", "kind": "|u1"}
+NARROW_COLUMNS = {"code": "<u2", "visit": "<i2", "statistic": "<i2"}
+"""Types that take the place of those above where every number of a store fits, with room for adding 1."""
 SUBJECT_COLUMNS = {"subject_id": "<i8", "birth_time": "<i8", "death_time": "<i8", "offsets": "<i8"}
 OBSERVATION_COLUMN = "observation_end"
 """Column of subjects in stores whose dataset states the end of observation; stores without it stay readable."""
@@ -43,13 +43,13 @@ class SplitStore:
         birth_time, death_time: int64 [N], microseconds since 1970; `STATIC_TIME` where unknown.
         observation_end: The same for the end of observation; None where the store does not hold it.
         offsets: int64 [N + 1].
-        code: int32 [rows], token ids.
-        visit: int32 [rows], numbered from 0 in time order; -1 for static rows.
-        age: float32 [rows], years; NaN where unknown.
+        code: uint16 or int32 [rows], token ids.
+        visit: int16 or int32 [rows], numbered from 0 in time order; -1 for static rows.
         time: int64 [rows], microseconds since 1970; `STATIC_TIME` for static rows.
         value: float32 [rows], the number of the event; NaN without one.
-        statistic: int32 [rows], row of the store's `ValueStatistics` for code and unit; -1 without one.
+        statistic: int16 or int32 [rows], row of the store's `ValueStatistics` for code and unit; -1 without one.
         kind: uint8 [rows], index into `KINDS`.
+        rules: The store's rules, two of which say how its rows are read: `order_within_visit`, `long_histories`.
     """
 
     subject_id: np.ndarray
@@ -59,19 +59,21 @@ class SplitStore:
     offsets: np.ndarray
     code: np.ndarray
     visit: np.ndarray
-    age: np.ndarray
     time: np.ndarray
     value: np.ndarray
     statistic: np.ndarray
     kind: np.ndarray
+    rules: Rules
 
     def __init__(self, path: Path, name: str) -> None:
         """Map the columns of `path`/`name`; StoreError when one is missing or damaged."""
         self._path, self.name = path, name
+        self.rules = Rules.of(path)
         for column, dtype in {**SUBJECT_COLUMNS, **EVENT_COLUMNS}.items():
-            setattr(self, column, _map_column(path / name / f"{column}.npy", dtype))
+            types = (dtype, NARROW_COLUMNS.get(column, dtype))
+            setattr(self, column, _map_column(path / name / f"{column}.npy", types))
         observed = path / name / f"{OBSERVATION_COLUMN}.npy"
-        self.observation_end = _map_column(observed, "<i8") if observed.exists() else None
+        self.observation_end = _map_column(observed, ("<i8",)) if observed.exists() else None
         rows = int(self.offsets[-1]) if len(self.offsets) else -1
         for column in EVENT_COLUMNS:
             if len(getattr(self, column)) != rows:
@@ -90,6 +92,11 @@ class SplitStore:
     def lengths(self) -> np.ndarray:
         """Rows of each subject, int64 [N]."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def age(self) -> np.ndarray:
+        """Years at each row, float32 [rows]; NaN where unknown. Not stored: made on first use, for the whole split."""
+        return age_years(self.time, np.repeat(self.birth_time, self.lengths))
 
     def index_of(self, subject_ids: np.ndarray) -> np.ndarray:
         """Position of each subject in this split, int64 [n]; -1 where it is not here."""
@@ -186,85 +193,96 @@ class TokenStore:
         return self._splits[name]
 
 
+def age_years(time: np.ndarray, birth_time: np.ndarray) -> np.ndarray:
+    """Years from birth to a time, float32; NaN where either is `STATIC_TIME`."""
+    age = ((time - birth_time) / (DAYS_PER_YEAR * MICROSECONDS_PER_DAY)).astype(np.float32)
+    age[(time == STATIC_TIME) | (birth_time == STATIC_TIME)] = np.nan
+    return age
+
+
+def narrowest(tokens: int, visits: int, statistics: int) -> dict[str, str]:
+    """Types of the columns of events in a store with so many tokens, visits of one subject, and statistics."""
+    fits = {"code": tokens <= 2**16, "visit": visits < 2**15, "statistic": statistics < 2**15}
+    return {column: NARROW_COLUMNS[column] if fits.get(column) else dtype for column, dtype in EVENT_COLUMNS.items()}
+
+
 class SplitWriter:
-    """Writes the columns of one split; rows may arrive in any order of subjects, each subject whole.
+    """Writes the columns of one split, part by part, in any order and from any number of processes.
 
     Plain writes rather than a memory map: a full disk is then an error and not a killed process.
     """
 
-    def __init__(self, folder: Path, subject_ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Args: a folder that does not exist, subjects int64 [N] ascending, and their rows int64 [N]."""
-        folder.mkdir(parents=True)
-        self.folder = folder
-        self.subject_ids = subject_ids
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._files: dict[str, BinaryIO] = {}
-        for column, dtype in EVENT_COLUMNS.items():
-            self._files[column] = (folder / f"{column}.npy").open("wb")
-            self._files[column].write(_npy_header(dtype, int(self.offsets[-1])))
-        for column, array in (("subject_id", subject_ids), ("offsets", self.offsets)):
-            self._write_column(column, array)
+    def __init__(self, folder: Path, dtypes: Mapping[str, str] = EVENT_COLUMNS) -> None:
+        """Args: the split's folder, and the type of each column of events, as `narrowest` gives them."""
+        self.folder, self.dtypes = folder, dict(dtypes)
 
-    def __enter__(self) -> SplitWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for stream in self._files.values():
-            stream.close()
-
-    def write_rows(self, subjects: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
-        """Write the rows of some subjects.
+    def write_subjects(self, subject_ids: np.ndarray, lengths: np.ndarray, **times: np.ndarray) -> None:
+        """Write the columns of subjects, int64 [N] each, and lay out those of events where they are not yet.
 
         Args:
-            subjects: int64 [n], ascending positions in `subject_ids`; the rows follow this order.
-            columns: One array per name of `EVENT_COLUMNS`, each with all rows of these subjects.
+            subject_ids: Ascending.
+            lengths: Rows of each.
+            times: `birth_time`, `death_time` and, where the dataset states it, `observation_end`; microseconds.
         """
-        lengths = self.offsets[subjects + 1] - self.offsets[subjects]
-        first_row = np.concatenate([[0], np.cumsum(lengths)])
-        breaks = np.flatnonzero(np.diff(subjects) != 1) + 1
-        runs = list(zip([0, *breaks.tolist()], [*breaks.tolist(), len(subjects)], strict=True)) if len(subjects) else []
-        for column, stream in self._files.items():
-            dtype = np.dtype(EVENT_COLUMNS[column])
-            array = np.ascontiguousarray(columns[column], dtype=dtype)
-            for start, stop in runs:
-                stream.seek(_HEADER_BYTES + int(self.offsets[subjects[start]]) * dtype.itemsize)
-                stream.write(array[first_row[start] : first_row[stop]].data)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        for column, array in {"subject_id": subject_ids, "offsets": offsets, **times}.items():
+            with (self.folder / f"{column}.npy").open("wb") as stream:
+                stream.write(_npy_header("<i8", len(array)))
+                stream.write(np.ascontiguousarray(array, dtype="<i8").data)
+        for column, dtype in self.dtypes.items():
+            file, header = self.folder / f"{column}.npy", _npy_header(dtype, int(offsets[-1]))
+            size = len(header) + int(offsets[-1]) * np.dtype(dtype).itemsize
+            if not file.exists() or file.stat().st_size != size:
+                with file.open("wb") as stream:
+                    stream.write(header)
+                    stream.truncate(size)
 
-    def write_times(
-        self, birth_time: np.ndarray, death_time: np.ndarray, observation_end: np.ndarray | None = None
-    ) -> None:
-        """Write the times of birth, death and, where the dataset states it, the end of observation; int64 [N]."""
-        self._write_column("birth_time", birth_time)
-        self._write_column("death_time", death_time)
-        if observation_end is not None:
-            self._write_column(OBSERVATION_COLUMN, observation_end)
+    def write_rows(self, first: int, columns: Mapping[str, np.ndarray]) -> None:
+        """Write rows from row `first` on; one array per name of `EVENT_COLUMNS`, all of the same length."""
+        for column, dtype in self.dtypes.items():
+            with (self.folder / f"{column}.npy").open("rb+") as stream:
+                stream.seek(_HEADER_BYTES + first * np.dtype(dtype).itemsize)
+                stream.write(np.ascontiguousarray(columns[column], dtype=dtype).data)
 
-    def _write_column(self, column: str, array: np.ndarray) -> None:
-        dtype = SUBJECT_COLUMNS.get(column, "<i8")
-        with (self.folder / f"{column}.npy").open("wb") as stream:
-            stream.write(_npy_header(dtype, len(array)))
-            stream.write(np.ascontiguousarray(array, dtype=dtype).data)
+    def read_rows(self, first: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows `[first, stop)` as they lie on disk; fewer where a file is shorter."""
+        return {
+            column: np.fromfile(
+                self.folder / f"{column}.npy", dtype, stop - first, offset=_HEADER_BYTES + first * dtype.itemsize
+            )
+            for column, dtype in ((column, np.dtype(name)) for column, name in self.dtypes.items())
+        }
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Finish a store: flush every file to disk, then write the manifest with their sizes and checksums."""
-    sizes, checksums = {}, {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-        name = file.relative_to(folder).as_posix()
-        sizes[name], checksums[name] = file.stat().st_size, _checksum(file)
+def write_manifest(folder: Path, content: dict[str, Any], run: Callable[..., Iterable[tuple[int, int]]] = map) -> None:
+    """Finish a store: flush every file to disk, then write the manifest with their sizes and checksums.
+
+    Args:
+        folder: The store.
+        content: What else the manifest says.
+        run: The map to use over the files.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    names = [file.relative_to(folder).as_posix() for file in files]
+    found = dict(zip(names, run(_settled, files), strict=True))
     head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    sizes, checksums = ({name: pair[side] for name, pair in found.items()} for side in (0, 1))
     write_json(folder / MANIFEST_FILE, {**head, **content, "files": sizes, "checksums": checksums})
+
+
+def _settled(file: Path) -> tuple[int, int]:
+    """Flush a file to disk; its size and checksum."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return file.stat().st_size, _checksum(file)
 
 
 def _checksum(file: Path) -> int:
     """CRC-32 of a file, against accidents and not against malice."""
     value = 0
     with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
+        while block := stream.read(1 << 20):
             value = zlib.crc32(block, value)
     return value
 
@@ -278,16 +296,19 @@ def _npy_header(dtype: str, rows: int) -> bytes:
     return header
 
 
-def _map_column(file: Path, dtype: str) -> np.ndarray:
+def _map_column(file: Path, dtypes: tuple[str, ...]) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise StoreError(f"{file} is missing", remedy=_REMEDY) from None
     except (ValueError, OSError, EOFError) as problem:
         raise StoreError(f"{file} is damaged", got=problem, remedy=_REMEDY) from None
-    if array.dtype.str != dtype or array.ndim != 1:
+    if array.dtype.str not in dtypes or array.ndim != 1:
         raise StoreError(
-            f"{file} has another layout", got=f"{array.dtype.str} {array.shape}", expected=dtype, remedy=_REMEDY
+            f"{file} has another layout",
+            got=f"{array.dtype.str} {array.shape}",
+            expected=" or ".join(dict.fromkeys(dtypes)),
+            remedy=_REMEDY,
         )
     # A plain view of the same pages: indexing np.memmap itself is several times slower.
     return np.asarray(array)

@@ -6,34 +6,26 @@ from typing import Any
 
 import polars as pl
 
-from ehrsequencing.data.dataset import MedsDataset
-from ehrsequencing.data.schema import KINDS, SPLITS
-from ehrsequencing.data.survey import is_event
+from ehrsequencing.data.schema import KINDS
 from ehrsequencing.data.vocabulary import Vocabulary
 
 MOST_NAMED = 30
 
 
-def unknown_codes(dataset: MedsDataset, vocabulary: Vocabulary) -> dict[str, Any]:
+def unknown_codes(events: pl.DataFrame, vocabulary: Vocabulary) -> dict[str, Any]:
     """Events and distinct codes of a dataset that read as UNK under a vocabulary; all splits together.
+
+    Args:
+        events: Columns `code` (each once), `kind` and `events`, births and deaths left out.
+        vocabulary: The vocabulary.
 
     Returns:
         `events`, `unknown_events`, `codes`, `unknown_codes`; `kinds`: the same four per kind that occurs; and
         `most_frequent`: the unknown codes with the most events, `{code, kind, events}`, at most `MOST_NAMED`.
     """
-    counts = [
-        frame.filter(is_event()).group_by("code").agg(events=pl.len().cast(pl.Int64)).collect()
-        for split in SPLITS
-        for frame in dataset.frames(split)
-    ]
     known = pl.Series(vocabulary.base_codes, dtype=pl.String)
-    table = (
-        pl.concat(counts)
-        .group_by("code")
-        .agg(pl.col("events").sum())
-        .join(dataset.codes().select("code", "kind"), on="code", how="left")
-        .with_columns(unknown=~pl.col("code").is_in(known.implode()))
-        .sort(["events", "code"], descending=[True, False])
+    table = events.with_columns(unknown=~pl.col("code").is_in(known.implode())).sort(
+        ["events", "code"], descending=[True, False]
     )
     lost = table.filter("unknown").head(MOST_NAMED)
     by_kind = {

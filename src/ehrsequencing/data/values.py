@@ -109,15 +109,7 @@ class ValueStatistics:
 
         Bin k holds the values above edge k - 1 and up to edge k, inclusive.
         """
-        rows, values = np.asarray(rows), np.asarray(values, dtype=np.float32)
-        known = np.flatnonzero((rows >= 0) & ~np.isnan(values))
-        result = np.zeros(len(rows), dtype=np.int32)
-        row, value = rows[known], values[known]
-        found = np.ones(len(known), dtype=np.int32)
-        for column in range(self.edges.shape[1]):
-            found += self.edges[row, column] < value
-        result[known] = found
-        return result
+        return bins_of(self.edges, np.asarray(rows), np.asarray(values, dtype=np.float32))
 
     def cdf(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Share of the train values of the row that are at most the value, float32 [n] in [0, 1].
@@ -141,6 +133,7 @@ class ValueStatistics:
     def extend(self, other: ValueStatistics) -> ValueStatistics:
         """These statistics with the pairs of `other` that they lack appended; own rows stay as they are."""
         new = [row for row, pair in enumerate(zip(other.codes, other.units, strict=True)) if pair not in self._rows]
+        edges = other._inner_edges()
         return ValueStatistics(
             [*self.codes, *(other.codes[row] for row in new)],
             [*self.units, *(other.units[row] for row in new)],
@@ -148,8 +141,17 @@ class ValueStatistics:
             np.concatenate([self.mean, other.mean[new]]).tolist(),
             np.concatenate([self.sd, other.sd[new]]).tolist(),
             np.concatenate([self.grid, other.grid[new]]).tolist(),
-            [*self._inner_edges(), *(other._inner_edges()[row] for row in new)],
+            [*self._inner_edges(), *(edges[row] for row in new)],
         )
+
+    def reordered(self, rows: Sequence[int]) -> ValueStatistics:
+        """These rows of the statistics, in this order."""
+        edges, chosen = self._inner_edges(), np.asarray(rows, dtype=np.int64)
+        return ValueStatistics(
+            [self.codes[row] for row in rows], [self.units[row] for row in rows],
+            self.n[chosen].tolist(), self.mean[chosen].tolist(), self.sd[chosen].tolist(), self.grid[chosen].tolist(),
+            [edges[row] for row in rows],
+        )  # fmt: skip
 
     @cached_property
     def _grid_keys(self) -> np.ndarray:
@@ -198,6 +200,18 @@ class ValueStatistics:
         if statistics.hash != stated:
             raise StoreError(f"{path} was changed", got=f"hash {statistics.hash}", expected=stated, remedy=remedy)
         return statistics
+
+
+def bins_of(edges: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`ValueStatistics.bin` by the edges alone."""
+    known = np.flatnonzero((rows >= 0) & ~np.isnan(values))
+    result = np.zeros(len(rows), dtype=np.int32)
+    row, value = rows[known], values[known]
+    found = np.ones(len(known), dtype=np.int32)
+    for column in np.ascontiguousarray(edges.T):
+        found += column[row] < value
+    result[known] = found
+    return result
 
 
 def _keys(rows: np.ndarray, values: np.ndarray) -> np.ndarray:

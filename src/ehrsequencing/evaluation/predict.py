@@ -11,6 +11,7 @@ import torch
 
 from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.labels import trained_categories
+from ehrsequencing.data.rules import refuse_other_rules
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import RunError
@@ -22,11 +23,12 @@ def load_classifier(run: str | Path, store: TokenStore) -> BEHRTForSequenceClass
 
     Raises:
         RunError: the run has no model, or it is not a classifier.
-        VocabularyMismatchError: it was trained with another vocabulary than the store's.
+        VocabularyMismatchError: it was trained with another vocabulary or other rules than the store's.
     """
     folder = Path(run) / "model"
     if not folder.is_dir():
         raise RunError(f"{run} holds no trained model", expected=str(folder), remedy="finish `ehrseq finetune` first")
+    refuse_other_rules(store.path, folder)
     model = BEHRTForSequenceClassification.from_pretrained(folder, vocabulary_hash=store.vocabulary.hash)
     fresh = set(model.state_dict()) - set(model.pretrained_parameters)
     if fresh:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from ehrsequencing.config import FinetuneConfig, LoopOptions, ModelOptions, PretrainConfig, read_config, write_config
 from ehrsequencing.data.batching import BatchSource
+from ehrsequencing.data.rules import RULES_FILE, refuse_other_rules
 from ehrsequencing.data.schema import KINDS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
@@ -216,8 +217,9 @@ def batch_source(store: TokenStore, split: str, examples: Examples, loop: LoopOp
 
 
 def store_files(store: TokenStore) -> dict[str, bytes]:
-    """Files that travel with a model: the vocabulary and value statistics it was trained with."""
-    return {name: (store.path / name).read_bytes() for name in ("vocabulary.json", "values.json")}
+    """Files that travel with a model: the vocabulary, value statistics and, unless default, rules of its store."""
+    names = ("vocabulary.json", "values.json", *([RULES_FILE] if (store.path / RULES_FILE).exists() else []))
+    return {name: (store.path / name).read_bytes() for name in names}
 
 
 def describe_store(store: TokenStore) -> dict[str, Any]:
@@ -305,8 +307,10 @@ def load_base(kind: type[Model], folder: Path, store: TokenStore, **overrides: A
     """A pretrained model for a store: of the same vocabulary, or grown to the store's where that only adds codes.
 
     Raises:
-        VocabularyMismatchError: the store's vocabulary is neither the model's nor an extension of it.
+        VocabularyMismatchError: the store's vocabulary is neither the model's nor an extension of it, or its rules
+            are others.
     """
+    refuse_other_rules(store.path, folder)
     own = folder / "vocabulary.json"
     if own.is_file():
         base = Vocabulary.load(own)

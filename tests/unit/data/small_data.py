@@ -19,16 +19,20 @@ def microseconds(number: float) -> int:
     return round((day(number) - datetime(1970, 1, 1)) / timedelta(microseconds=1))
 
 
-def write_split(folder: Path, subjects: dict[int, list[dict[str, float]]], name: str = "train") -> SplitStore:
-    """A split of a token store with exactly these rows; columns left out have no value."""
-    absent = {"code": 5, "visit": -1, "age": np.nan, "time": STATIC_TIME, "value": np.nan, "statistic": -1, "kind": 0}
+def write_split(
+    folder: Path,
+    subjects: dict[int, list[dict[str, float]]],
+    name: str = "train",
+    births: dict[int, int] | None = None,
+) -> SplitStore:
+    """A split of a token store with exactly these rows; columns left out have no value. Births in microseconds."""
+    absent = {"code": 5, "visit": -1, "time": STATIC_TIME, "value": np.nan, "statistic": -1, "kind": 0}
     ids = np.array(sorted(subjects), dtype=np.int64)
     rows = [{**absent, **row} for subject in ids.tolist() for row in subjects[subject]]
     columns = {column: np.array([row[column] for row in rows], dtype=EVENT_COLUMNS[column]) for column in EVENT_COLUMNS}
-    unknown = np.full(len(ids), STATIC_TIME, dtype=np.int64)
-    with SplitWriter(
-        folder / name, ids, np.array([len(subjects[subject]) for subject in ids], dtype=np.int64)
-    ) as writer:
-        writer.write_rows(np.arange(len(ids)), columns)
-        writer.write_times(unknown, unknown)
+    lengths = np.array([len(subjects[subject]) for subject in ids.tolist()], dtype=np.int64)
+    birth = np.array([(births or {}).get(subject, STATIC_TIME) for subject in ids.tolist()], dtype=np.int64)
+    writer = SplitWriter(folder / name)
+    writer.write_subjects(ids, lengths, birth_time=birth, death_time=np.full(len(ids), STATIC_TIME, dtype=np.int64))
+    writer.write_rows(0, columns)
     return SplitStore(folder, name)

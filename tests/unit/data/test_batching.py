@@ -142,7 +142,8 @@ def test_a_batch_is_what_a_plain_reading_of_the_rows_gives(by_subject, data, max
     until = np.array([number * DAY for _, number in asked])
     target = np.arange(len(asked), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        split = write_split(Path(folder), subjects)
+        births = {subject: birth * DAY for subject, (_, birth) in by_subject.items() if birth is not None}
+        split = write_split(Path(folder), subjects, births=births)
         examples = Examples(index, until, target, split.subject_id[index])
         source = BatchSource(split, examples, PERCENTS, max_length=max_length, token_budget=40, seed=1)
         seen = []
@@ -207,7 +208,7 @@ def many(tmp_path):
             for number in sorted(random.integers(0, 60, random.integers(0, 40)))
         ]
         subjects[subject] = stored(rows, -9000)
-    return write_split(tmp_path, subjects), subjects
+    return write_split(tmp_path, subjects, births=dict.fromkeys(subjects, -9000 * DAY)), subjects
 
 
 def test_batches_are_a_pure_function_of_seed_epoch_and_index(many):
@@ -230,11 +231,11 @@ def test_batches_are_a_pure_function_of_seed_epoch_and_index(many):
 def test_what_happens_after_the_prediction_time_changes_nothing(many, tmp_path):
     split, subjects = many
     changed = {
-        subject: [row if row["time"] <= 30 * DAY else {**row, "code": 29, "age": 99.0, "visit": 59} for row in rows]
-        + [{"code": 28, "time": 61 * DAY, "visit": 60, "age": 100.0}] * (subject % 3)
+        subject: [row if row["time"] <= 30 * DAY else {**row, "code": 29, "visit": 59} for row in rows]
+        + [{"code": 28, "time": 61 * DAY, "visit": 60}] * (subject % 3)
         for subject, rows in subjects.items()
     }
-    later = write_split(tmp_path / "later", changed)
+    later = write_split(tmp_path / "later", changed, births=dict.fromkeys(subjects, -9000 * DAY))
     until = np.full(len(split), 30 * DAY)
     batches = []
     for store in (split, later):

@@ -11,11 +11,9 @@ from small_data import day, microseconds
 
 from ehrsequencing.data import survey as survey_module
 from ehrsequencing.data.dataset import MedsDataset, MedsWriter
-from ehrsequencing.data.encode import number_visits
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.schema import KINDS, STATIC_TIME
 from ehrsequencing.data.store import TokenStore
-from ehrsequencing.data.survey import survey
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK
 from ehrsequencing.errors import ConfigError, DataError, RunError, SplitError, StoreError
 
@@ -157,39 +155,6 @@ def test_subjects_without_events_stay(write_meds, tmp_path):
     assert store.manifest["counts"]["train"]["subjects_without_events"] == 2
 
 
-visit_rows = st.lists(
-    st.tuples(
-        st.integers(1, 3),
-        st.one_of(st.none(), st.integers(0, 2)),
-        st.one_of(st.none(), st.integers(0, 12).map(lambda quarter: day(quarter / 4))),
-    ),
-    max_size=25,
-)
-
-
-@given(visit_rows)
-def test_visits_are_numbered_in_time_order_and_never_shared(rows):
-    frame = pl.DataFrame(
-        rows, schema={"subject_id": pl.Int64, "visit_id": pl.Int64, "time": pl.Datetime("us")}, orient="row"
-    )
-    numbered = number_visits(frame)["visit"].to_list()
-    for subject in (1, 2, 3):
-        groups = {}
-        for (owner, visit_id, time), number in zip(rows, numbered, strict=True):
-            if owner == subject and time is not None:
-                key = ("id", visit_id) if visit_id is not None else ("day", time.date())
-                groups.setdefault(key, []).append((time, number))
-            elif time is None:
-                assert number == -1
-        ordered = sorted(
-            ((min(group)[0], {number for _, number in group}) for group in groups.values()), key=lambda g: g[0]
-        )
-        assert all(len(numbers) == 1 for _, numbers in ordered)
-        by_number = sorted(ordered, key=lambda group: min(group[1]))
-        assert [min(numbers) for _, numbers in by_number] == list(range(len(groups)))
-        assert [first for first, _ in by_number] == sorted(first for first, _ in ordered)
-
-
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10_000))
 def test_columns_are_ordered_and_ages_run_forward(write_meds, tmp_path, seed):
@@ -315,7 +280,8 @@ def test_progress_reaches_the_end(write_meds, tmp_path):
     seen = []
     meds = write_meds(train=[random_events(range(9)), random_events(range(9, 20))], tuning=[random_events([30])])
     prepare(meds, tmp_path / "store", progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 6) for done in range(1, 7)]
+    # Three pieces to scan, and a block to write in each of two splits.
+    assert seen == [(done, 5) for done in range(1, 6)]
 
 
 @pytest.fixture
@@ -397,25 +363,21 @@ def test_a_fixed_code_book_is_the_vocabulary_whatever_occurs(tmp_path):
     assert set(tokens_of(one)) == set(tokens_of(two)) == {"LOINC//1//Q1", "LOINC//1//Q2", "LOINC//1//Q3"}
 
 
-def test_the_histogram_of_a_crowded_code_stays_small_and_close(write_meds, monkeypatch):
+def test_the_values_of_a_crowded_code_stay_few_and_close(write_meds, tmp_path, monkeypatch):
+    """However they are spread over shards; a fit keeps all values of a code with few."""
     random = np.random.default_rng(3)
     values = np.concatenate([random.normal(100, 40, 4000), [0.0, -0.0]]).astype(np.float32)
-    shards = [
-        [(part * 10_000 + index, day(0), "LOINC//1", float(value)) for index, value in enumerate(values[part::4])]
-        for part in range(4)
-    ]
-    meds = write_meds(train=shards)
-    exact = survey(MedsDataset.open(meds), lambda: None)
+    events = [(index, day(0), "LOINC//1", float(value)) for index, value in enumerate(values)]
+    meds = write_meds("one", train=[events])
+    exact = prepare(meds, tmp_path / "exact").values
     monkeypatch.setattr(survey_module, "_MAX_DISTINCT", 500)
-    monkeypatch.setattr(survey_module, "_MERGE_ROWS", 100)
-    rough = survey(MedsDataset.open(meds), lambda: None)
-    options = {"value_bins": 5, "min_count": 5, "max_discrete_bins": 12}
-    one, other = exact.statistics(**options), rough.statistics(**options)
-    assert len(rough.histogram) < len(exact.histogram)
-    assert exact.histogram["count"].sum() == rough.histogram["count"].sum() == len(values)
-    assert exact.histogram.filter(value=0.0)["count"].to_list() == [2]
-    np.testing.assert_allclose(other.grid, one.grid, rtol=2.0**-12)
-    np.testing.assert_allclose(other.mean, one.mean, rtol=2.0**-12)
+    rough = prepare(meds, tmp_path / "rough").values
+    assert exact.n.tolist() == rough.n.tolist() == [len(values)]
+    np.testing.assert_allclose(rough.grid, exact.grid, rtol=2.0**-12)
+    np.testing.assert_allclose(rough.mean, exact.mean, rtol=2.0**-12)
+    assert not np.array_equal(rough.grid, exact.grid)
+    apart = prepare(write_meds("four", train=[events[part::4] for part in range(4)]), tmp_path / "apart").values
+    assert apart.hash == rough.hash and apart.mean.tolist() == rough.mean.tolist()
 
 
 def test_the_manifest_names_no_path(write_meds, tmp_path):

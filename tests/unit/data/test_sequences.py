@@ -4,11 +4,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import day, microseconds, write_split
 
+from ehrsequencing.data import sequences
 from ehrsequencing.data.labels import NO_CATEGORY
+from ehrsequencing.data.rules import Rules
 from ehrsequencing.data.schema import LABEL_SCHEMA, STATIC_TIME
 from ehrsequencing.data.sequences import Examples, history_bounds, truncated
 from ehrsequencing.errors import DataError, LabelError
@@ -163,3 +165,61 @@ def test_malformed_multi_label_rows_are_refused(split):
         Examples.from_labels(split, labels([(6, day(2), True)]), ["A"])
     with pytest.raises(LabelError, match="before the first event of their subject; got 1 of 1"):
         Examples.from_labels(split, labels([(6, day(0), "A"), (6, day(0), "B")], "categorical_value"), ["A", "B"])
+
+
+keyed_rows = st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 9)), st.integers(0, 4)), max_size=14)
+
+
+def stored(rows):
+    """Rows (time, key of a visit) as prepare writes them: visits numbered by first time, static rows first."""
+    first = {}
+    for time, key in rows:
+        if time is not None:
+            first[key] = min(time, first.get(key, time))
+    number = {key: index for index, key in enumerate(sorted(first, key=lambda key: (first[key], key)))}
+    pairs = sorted((STATIC_TIME, -1) if time is None else (time, number[key]) for time, key in rows)
+    return [{"time": time, "visit": visit} for time, visit in pairs]
+
+
+@settings(max_examples=50)
+@given(
+    st.dictionaries(st.integers(0, 9), keyed_rows, min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 10)), min_size=1, max_size=9),
+    st.integers(1, 8),
+    st.sampled_from([3, 2_000_000]),
+)
+def test_long_histories_are_cut_where_no_visit_is_divided(by_subject, asked, max_rows, rows_at_once):
+    """Interleaved visits, prediction times inside a visit, several examples of a subject: against a loop."""
+    rows_of = [stored(by_subject[subject]) for subject in sorted(by_subject)]
+    index = np.array([position % len(rows_of) for position, _ in asked])
+    until = np.array([limit for _, limit in asked], dtype=np.int64)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequences, "_ROWS_AT_ONCE", rows_at_once)
+        Rules(long_histories="visits").save(Path(folder))
+        split = write_split(Path(folder), {subject: stored(rows) for subject, rows in by_subject.items()})
+        windows = truncated(split, index, until, max_rows)
+        for example, (position, limit) in enumerate(zip(index, until, strict=True)):
+            visible = [row for row in rows_of[position] if row["time"] <= limit]
+            static = sum(row["time"] == STATIC_TIME for row in visible)
+            kept = min(static, max_rows // 2) if len(visible) > max_rows else static
+            visits = [row["visit"] for row in visible[static:]]
+            earliest = max(0, len(visits) - (max_rows - kept))
+            whole = [at for at in range(earliest, len(visits)) if not set(visits[:at]) & set(visits[at:])]
+            assert windows.static[example] == kept
+            start = windows.recent[example] - split.offsets[position] - static
+            assert start == (whole[0] if whole else earliest)
+            assert windows.stop[example] == split.offsets[position] + len(visible)
+            assert windows.lengths[example] <= max_rows
+
+
+@settings(max_examples=20)
+@given(keyed_rows, st.integers(0, 9), st.integers(1, 8))
+def test_the_future_does_not_move_the_cut(rows, until, max_rows):
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        found = []
+        known = [row for row in stored(rows) if row["time"] <= until]
+        for folder, mine in ((one, stored(rows)), (other, known)):
+            Rules(long_histories="visits").save(Path(folder))
+            windows = truncated(write_split(Path(folder), {1: mine}), np.array([0]), np.array([until]), max_rows)
+            found.append((windows.static[0], windows.recent[0], windows.stop[0]))
+        assert found[0] == found[1]

@@ -5,8 +5,17 @@ import pytest
 from small_data import day, write_split
 
 from ehrsequencing.data.prepare import prepare
-from ehrsequencing.data.schema import SPLITS
-from ehrsequencing.data.store import EVENT_COLUMNS, SUBJECT_COLUMNS, SplitStore, SplitWriter, TokenStore
+from ehrsequencing.data.schema import SPLITS, STATIC_TIME
+from ehrsequencing.data.store import (
+    EVENT_COLUMNS,
+    NARROW_COLUMNS,
+    SUBJECT_COLUMNS,
+    SplitStore,
+    SplitWriter,
+    TokenStore,
+    age_years,
+    narrowest,
+)
 from ehrsequencing.data.vocabulary import Vocabulary
 from ehrsequencing.errors import SplitError, StoreError
 from ehrsequencing.io import read_json, write_json
@@ -26,7 +35,7 @@ def test_a_store_opens_and_maps_its_columns(store):
     assert train.subject_id.tolist() == [4, 9]
     assert train.lengths.tolist() == [20, 20]
     assert opened.fingerprint == store.fingerprint
-    for column, dtype in {**SUBJECT_COLUMNS, **EVENT_COLUMNS}.items():
+    for column, dtype in {**SUBJECT_COLUMNS, **EVENT_COLUMNS, **NARROW_COLUMNS}.items():
         array = getattr(train, column)
         assert array.dtype == np.dtype(dtype)
         assert isinstance(array.base, np.memmap), column
@@ -76,13 +85,13 @@ def test_a_missing_or_grown_file_is_named(store):
 
 
 def test_a_damaged_header_is_named(store):
-    path = store.path / "train" / "age.npy"
+    path = store.path / "train" / "value.npy"
     content = path.read_bytes()
     path.write_bytes(b"\0" * 128 + content[128:])
-    with pytest.raises(StoreError, match=r"age\.npy is damaged"):
+    with pytest.raises(StoreError, match=r"value\.npy is damaged"):
         TokenStore.open(store.path).split("train")
     path.write_bytes(content.replace(b"<f4", b"<i4"))
-    with pytest.raises(StoreError, match=r"age\.npy has another layout"):
+    with pytest.raises(StoreError, match=r"value\.npy has another layout"):
         TokenStore.open(store.path).split("train")
 
 
@@ -137,17 +146,54 @@ def test_a_pickled_split_is_a_path_not_a_copy(tmp_path):
     np.testing.assert_array_equal(pickle.loads(content).code, split.code)
 
 
-def test_rows_may_arrive_in_any_order_of_subjects(tmp_path):
-    """Shards whose subjects interleave give the same file as one sorted shard."""
+def test_rows_may_arrive_in_any_order_and_from_several_writers(tmp_path):
+    """Parts written one after the other give the same file as all rows at once; rows that are there stay."""
     ids, lengths = np.arange(6, dtype=np.int64), np.array([2, 0, 3, 1, 4, 2])
     rows = {column: np.arange(12).astype(dtype) for column, dtype in EVENT_COLUMNS.items()}
-    owner = np.repeat(ids, lengths)
-    for name, parts in (("sorted", [[0, 1, 2, 3, 4, 5]]), ("mixed", [[1, 3, 4], [0, 2, 5]])):
-        with SplitWriter(tmp_path / name, ids, lengths) as writer:
-            for part in parts:
-                chosen = np.isin(owner, part)
-                writer.write_rows(np.array(part), {column: array[chosen] for column, array in rows.items()})
+    for name, parts in (("whole", [(0, 12)]), ("parts", [(5, 12), (0, 2), (2, 5)])):
+        for first, stop in parts:
+            writer = SplitWriter(tmp_path / name)
+            writer.write_subjects(ids, lengths)
+            writer.write_rows(first, {column: array[first:stop] for column, array in rows.items()})
+            assert writer.read_rows(first, stop)["time"].tolist() == list(range(first, stop))
     for column in EVENT_COLUMNS:
-        one, other = (tmp_path / name / f"{column}.npy" for name in ("sorted", "mixed"))
+        one, other = (tmp_path / name / f"{column}.npy" for name in ("whole", "parts"))
         assert one.read_bytes() == other.read_bytes()
         np.testing.assert_array_equal(np.load(one), rows[column])
+
+
+def test_columns_are_as_narrow_as_their_numbers_allow():
+    small = narrowest(65_536, 32_767, 32_767)
+    assert small == {**EVENT_COLUMNS, **NARROW_COLUMNS}
+    for column, sizes in (("code", (65_537, 1, 1)), ("visit", (1, 32_768, 1)), ("statistic", (1, 1, 32_768))):
+        assert narrowest(*sizes) == {**small, column: "<i4"}
+    # Adding one to the last visit stays within its type.
+    assert np.int16(32_767 - 1) + 1 == 32_767
+
+
+def test_a_split_reads_wide_and_narrow_columns(tmp_path):
+    ids, lengths = np.array([1]), np.array([2])
+    rows = {"code": [5, 6], "visit": [0, 1], "time": [0, 1], "value": [1, np.nan], "statistic": [0, -1], "kind": [1, 2]}
+    for name, dtypes in (("wide", EVENT_COLUMNS), ("narrow", narrowest(9, 2, 1))):
+        writer = SplitWriter(tmp_path / name, dtypes)
+        writer.write_subjects(ids, lengths, birth_time=ids, death_time=ids)
+        writer.write_rows(0, {column: np.array(values) for column, values in rows.items()})
+        split = SplitStore(tmp_path, name)
+        for column, values in rows.items():
+            np.testing.assert_array_equal(getattr(split, column), values)
+
+
+def test_ages_are_years_from_birth_where_both_are_known():
+    year = round(365.25 * 86_400e6)
+    time = np.array([year, STATIC_TIME, 3 * year, 0])
+    birth = np.array([0, 0, STATIC_TIME, -year // 2])
+    np.testing.assert_array_equal(age_years(time, birth), np.float32([1, np.nan, np.nan, 0.5]))
+
+
+def test_a_store_of_the_first_layout_is_refused(store):
+    manifest = store.path / "manifest.json"
+    write_json(manifest, {**read_json(manifest), "format_version": 1})
+    with pytest.raises(
+        StoreError, match=r"has another format; got .*1\); expected .*2\). Remedy: run `ehrseq prepare` again"
+    ):
+        TokenStore.open(store.path)

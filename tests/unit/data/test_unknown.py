@@ -1,6 +1,6 @@
+import polars as pl
 from tests.unit.data.small_data import day
 
-from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.unknown import MOST_NAMED, unknown_codes
@@ -37,8 +37,8 @@ def test_a_second_site_names_what_is_lost(write_meds, tmp_path):
 def test_only_so_many_are_named_the_most_frequent_first(write_meds, tmp_path):
     home = write_meds(train=[[(1, day(n), "A//0") for n in range(5)]], name="home")
     vocabulary = prepare(home, tmp_path / "store").vocabulary
-    away = write_meds(name="away", train=[[(1, day(n), f"B//{n % 40:02}") for n in range(70)]])
-    found = unknown_codes(MedsDataset.open(away), vocabulary)
+    events = [{"code": f"B//{n:02}", "kind": "other", "events": 2 - n // 30} for n in range(40)]
+    found = unknown_codes(pl.DataFrame(events), vocabulary)
     assert len(found["most_frequent"]) == MOST_NAMED
     assert found["most_frequent"][0] == {"code": "B//00", "kind": "other", "events": 2}
     assert found["unknown_codes"] == 40

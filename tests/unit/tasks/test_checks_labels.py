@@ -169,7 +169,7 @@ def copied(clean, folder, **changed):
     ]
     source, target = both[0]
     columns = {}
-    for name in ("code", "visit", "age", "time", "value", "statistic", "kind"):
+    for name in ("code", "visit", "time", "value", "statistic", "kind"):
         column = np.array(getattr(tuning, name))
         rows = slice(tuning.offsets[target], tuning.offsets[target + 1])
         column[rows] = getattr(train, name)[train.offsets[source] : train.offsets[source + 1]]

@@ -24,11 +24,11 @@ def store(tmp_path_factory):
     for name, ids in zip(SPLITS, ([1, 2, 3], [11, 12], [21, 22]), strict=True):
         subjects = np.array(ids, dtype=np.int64)
         one = np.ones(len(subjects), dtype=np.int64)
-        columns = {"code": 5 * one, "visit": 0 * one, "age": 50.0 * one, "time": 0 * one, "value": np.nan * one,
-                   "statistic": -one, "kind": 0 * one}  # fmt: skip
-        with SplitWriter(folder / name, subjects, one) as writer:
-            writer.write_rows(np.arange(len(subjects)), columns)
-            writer.write_times(0 * one, 0 * one)
+        columns = {"code": 5 * one, "visit": 0 * one, "time": 0 * one, "value": np.nan * one, "statistic": -one,
+                   "kind": 0 * one}  # fmt: skip
+        writer = SplitWriter(folder / name)
+        writer.write_subjects(subjects, one, birth_time=0 * one, death_time=0 * one)
+        writer.write_rows(0, columns)
         splits[name] = SplitStore(folder, name)
     return SimpleNamespace(split=splits.__getitem__, path=folder, manifest={})
 

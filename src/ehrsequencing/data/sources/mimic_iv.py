@@ -51,7 +51,8 @@ NOTES = [
     "Race, language, marital status and insurance are dated at the admission that states them first or anew.",
     "ICD codes carry the publisher's dots again. Prescriptions are named by drug, since NDC numbers tell apart package "
     "and manufacturer. Laboratory codes are LAB//itemid//unit, or LOINC where the dictionary gives it; abnormal "
-    "results have a second event, LAB_FLAG//itemid//abnormal.",
+    "results have a second event, LAB_FLAG//itemid//abnormal, and so have those below or above their reference range, "
+    "LAB_FLAG//itemid//low or high.",
     "text_value is the result as written where it is no number.",
 ]  # fmt: skip
 

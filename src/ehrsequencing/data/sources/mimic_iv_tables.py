@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from ehrsequencing.data.sources.reference import range_flag
 from ehrsequencing.data.sources.spool import event, named
 from ehrsequencing.data.sources.tables import Kind
 
@@ -130,6 +131,7 @@ def _labs(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
     known = pl.max_horizontal("charttime", "storetime")
     value, text = pl.col("valuenum"), pl.when(~pl.col("value").is_in(["___"])).then(pl.col("value"))
     flagged = pl.col("flag").is_not_null()
+    outside = range_flag("valuenum", "ref_range_lower", "ref_range_upper")
     return [
         event(
             rows, pl.coalesce(named("LOINC", "loinc_code"), local), known, "lab", visit=VISIT, value=value,
@@ -138,6 +140,10 @@ def _labs(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
         event(
             rows, named("LAB_FLAG", "itemid", "flag"), known, "lab", visit=VISIT, where=flagged,
             description=pl.concat_str([pl.col("label"), pl.lit(": "), pl.col("flag")]),
+        ),
+        event(
+            rows, named("LAB_FLAG", "itemid", outside), known, "lab", visit=VISIT, where=outside.is_not_null(),
+            description=pl.concat_str([pl.col("label"), pl.lit(": "), outside]),
         ),
     ]  # fmt: skip
 
@@ -242,7 +248,10 @@ SPECS = (
     Spec(
         "hosp/labevents",
         {**_OF_ADMISSION, "itemid": "id", "charttime": "time", "valuenum": "number"}, _labs,
-        {"storetime": "time", "value": "text", "valueuom": "text", "flag": "text"},
+        {
+            "storetime": "time", "value": "text", "valueuom": "text", "flag": "text", "ref_range_lower": "number",
+            "ref_range_upper": "number",
+        },
     ),
     Spec(
         "hosp/microbiologyevents",

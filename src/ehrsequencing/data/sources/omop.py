@@ -18,6 +18,8 @@ from ehrsequencing.data.sources.omop_concepts import (
     VITALS,
     concepts_of,
     inpatient_concepts,
+    parent_codes,
+    read_ancestors,
     read_concepts,
     resolution,
 )
@@ -57,6 +59,9 @@ NOTES = [
     "visit_id is visit_occurrence_id where visit_occurrence has it; other events form a visit per calendar day.",
     "MEDS_BIRTH is at the beginning of the day of birth; an unknown month or day is the first. MEDS_DEATH is the "
     "earliest date of death.",
+    "parent_codes in metadata/codes.parquet, with concept_ancestor: the ingredients of RxNorm's drugs, and the next "
+    "concepts above all other codes.",
+    "A measurement outside its range_low and range_high has a second event, LAB_FLAG//CODE//low or high.",
     "metadata/observation.parquet: the end of the last observation period; gaps between periods are not marked.",
 ]  # fmt: skip
 
@@ -105,10 +110,13 @@ def load(
                 timed.add(spec.name)
         ends, strangers = observation_ends(tables.get("observation_period"), subjects, date_only=not timed)
         book = spool.book()
-        concepts = read_concepts(tables.get("concept"), referred | concepts_of(book["code"]), spool.advance)
+        coded = concepts_of(book["code"])
+        ancestors = read_ancestors(tables.get("concept_ancestor"), coded, spool.advance)
+        concepts = read_concepts(tables.get("concept"), referred | coded | set(ancestors["ancestor_id"]), spool.advance)
         finish = _Finish(list(spool.tables), resolution(book["code"], concepts), concepts, timed)
         written = spool.write(writer, finish)
         codes = _code_table(book, finish.codes).join(written["events_by_code"], on="code", how="semi")
+        codes = codes.join(parent_codes(ancestors, concepts), on="code", how="left")
         if ends is not None:
             write_observation_end(writer, ends)
         writer.finish(

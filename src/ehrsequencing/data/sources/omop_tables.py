@@ -9,6 +9,7 @@ import polars as pl
 
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.omop_concepts import placeholder
+from ehrsequencing.data.sources.reference import range_flag
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, MIDNIGHT, event, named
 from ehrsequencing.data.sources.tables import Advance, Kind, Table
 
@@ -93,6 +94,7 @@ def _coded(stem: str) -> pl.Expr:
 def _domain(name: str, stem: str, start: str, kind: str, values: Mapping[str, Kind] | None = None) -> Spec:
     """A table with one event per row: the code from `STEM_concept_id`, the time from `START_date`."""
     values = values or {}
+    flag = range_flag("value_as_number", "range_low", "range_high")
 
     def events(rows: pl.DataFrame, _: frozenset[int]) -> list[pl.DataFrame]:
         value = unit = text = None
@@ -101,12 +103,20 @@ def _domain(name: str, stem: str, start: str, kind: str, values: Mapping[str, Ki
             unit = pl.coalesce(placeholder("unit_concept_id"), "unit_source_value")
             written = [column for column in ("value_as_string", "value_source_value") if column in values]
             text = pl.when(value.is_null()).then(pl.coalesce(*written, placeholder("value_as_concept_id")))
-        return [
+        made = [
             event(
                 rows, _coded(stem), pl.col("start"), kind, subject=SUBJECT, visit=VISIT, value=value, unit=unit,
                 text=text, clock=pl.col("start_clock"),
             )
         ]  # fmt: skip
+        if "range_low" in values:
+            made.append(
+                event(
+                    rows, named("LAB_FLAG", _coded(stem), flag), pl.col("start"), kind, subject=SUBJECT, visit=VISIT,
+                    clock=pl.col("start_clock"), where=flag.is_not_null() & _coded(stem).is_not_null(),
+                )
+            )  # fmt: skip
+        return made
 
     return Spec(
         name,
@@ -175,7 +185,9 @@ SPECS = (
     _domain("condition_occurrence", "condition", "condition_start", "diagnosis"),
     _domain("drug_exposure", "drug", "drug_exposure_start", "drug"),
     _domain("procedure_occurrence", "procedure", "procedure", "procedure"),
-    _domain("measurement", "measurement", "measurement", "lab", _VALUES),
+    _domain(
+        "measurement", "measurement", "measurement", "lab", {**_VALUES, "range_low": "number", "range_high": "number"},
+    ),
     _domain("observation", "observation", "observation", "other", {**_VALUES, "value_as_string": "text"}),
     _domain("device_exposure", "device", "device_exposure_start", "other"),
     Spec("death", {SUBJECT: "id", "death_date": "time"}, {"death_datetime": "time"}, {"start": "death"}, _deaths),

@@ -152,6 +152,7 @@ def test_every_row_of_a_subject(dataset):
         )),
         ("2150-01-02 13:30:00", "LAB//50912//mg/dL", pytest.approx(2.1), 11, "mg/dL", None),
         ("2150-01-02 13:30:00", "LAB_FLAG//50912//abnormal", None, 11, None, None),
+        ("2150-01-02 13:30:00", "LAB_FLAG//50912//high", None, 11, None, None),
         ("2150-01-02 14:00:00", "DRUG//Furosemide", 40.0, 11, "mg", None),
         ("2150-01-02 15:00:00", "DRUG//Sodium Chloride 0.9% Flush", None, 11, "mL", "3-10"),
         ("2150-01-02 16:00:00", "EMAR//Furosemide//Administered", None, 11, None, None),
@@ -201,7 +202,7 @@ def test_drops_are_counted_and_explained(dataset):
     manifest = dataset.manifest
     assert manifest["tables"]["hosp/labevents"] == {
         "rows": 7,
-        "events": 4,
+        "events": 5,
         "dropped": {
             "before birth": 1, "more than 125 years after birth": 1, "subject not in patients": 1, "without a time": 1,
         },
@@ -225,6 +226,7 @@ def test_codes_have_kinds_and_descriptions(dataset):
     codes = {code: rest for code, *rest in dataset.codes().rows()}
     assert codes["LAB//50912//mg/dL"] == ["Creatinine", "lab", True]
     assert codes["LAB_FLAG//50912//abnormal"] == ["Creatinine: abnormal", "lab", False]
+    assert codes["LAB_FLAG//50912//high"] == ["Creatinine: high", "lab", False]
     assert codes["ICD9CM//428.0"] == ["Congestive heart failure unspecified", "diagnosis", False]
     assert codes["ICD9PROC//39.61"] == [None, "procedure", False]
     assert codes["DRG//APR//194"] == ["HEART FAILURE", "encounter", True]

@@ -338,3 +338,52 @@ def test_strict_turns_drops_into_errors(tmp_path):
     visits = TABLES["visit_occurrence"].replace("2011-02-01", "2011-02-07")
     with pytest.raises(DataError, match=message):
         import_source("omop", folder(tmp_path / "raw", visit_occurrence=visits), tmp_path / "meds", strict=True)
+
+
+def test_results_outside_their_range_are_flagged_and_codes_have_parents(tmp_path):
+    measurement = """
+        measurement_id,person_id,measurement_concept_id,measurement_date,measurement_datetime,value_as_number,range_low,range_high,unit_concept_id,visit_occurrence_id,measurement_source_value
+        1,1,3016723,2010-03-01,2010-03-01 10:00:00,2.2,0.4,1.1,8840,11,x
+        2,1,3016723,2010-03-02,2010-03-02 10:00:00,0.3,0.4,,8840,11,x
+        3,1,3016723,2010-03-03,2010-03-03 10:00:00,1.1,0.4,1.1,8840,11,x
+        4,1,3016723,2010-03-03,2010-03-03 11:00:00,9.9,0,0,8840,11,x
+        5,1,0,2010-03-03,2010-03-03 12:00:00,9.9,1,2,8840,11,
+        6,1,0,2010-03-03,2010-03-03 13:00:00,9.9,1,2,8840,11,local
+    """
+    concept = (
+        TABLES["concept"]
+        + """
+        1118084,celecoxib,Drug,RxNorm,Ingredient,S,140587
+        21603991,coxibs,Drug,ATC,ATC 4th,C,M01AH
+        40225722,celecoxib Oral Capsule,Drug,RxNorm,Clinical Drug Form,S,1
+        443530,Hemorrhage of digestive tract,Condition,SNOMED,Clinical Finding,S,87763006
+    """
+    )
+    ancestor = (
+        TABLES["concept_ancestor"]
+        + """
+        1118084,1118088,3,3
+        40225722,1118088,1,1
+        21603991,1118088,4,4
+        1118088,1118088,0,0
+        443530,192671,1,1
+        77777,192671,1,1
+        1118084,192671,2,2
+    """
+    )
+    raw = folder(tmp_path / "raw", measurement=measurement, concept=concept, concept_ancestor=ancestor)
+    dataset = import_source("omop", raw, tmp_path / "meds")
+    flags = events_of(dataset).filter(pl.col("code").str.starts_with("LAB_FLAG"))
+    assert rows_of(flags, "numeric_value", "visit_id") == [
+        ("2010-03-01 10:00:00", "LAB_FLAG//LOINC//2160-0//high", None, 11),
+        ("2010-03-02 10:00:00", "LAB_FLAG//LOINC//2160-0//low", None, 11),
+        ("2010-03-03 13:00:00", "LAB_FLAG//OMOP_SOURCE//local//high", None, 11),
+    ]
+    assert dataset.manifest["tables"]["measurement"]["dropped"] == {"without a code": 1}
+    names = dict(dataset.codes().select("code", "description").iter_rows())
+    assert names["LAB_FLAG//LOINC//2160-0//high"] == "Creatinine: high"
+    codes = pl.read_parquet(dataset.path / "metadata" / "codes.parquet").drop_nulls("parent_codes")
+    assert dict(codes.select("code", "parent_codes").iter_rows()) == {
+        "RXNORM//213469": ["RXNORM//140587"],
+        "SNOMED//74474003": ["SNOMED//87763006"],
+    }
