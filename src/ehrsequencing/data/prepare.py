@@ -18,14 +18,14 @@ from ehrsequencing.data.events import collect
 from ehrsequencing.data.recode import RecodedDataset
 from ehrsequencing.data.rules import Rules, reused_rules
 from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
-from ehrsequencing.data.store import MARK, SplitWriter, TokenStore, write_manifest
+from ehrsequencing.data.store import MARK, ROLLED_FILE, SplitWriter, TokenStore, write_manifest
 from ehrsequencing.data.survey import Survey, is_event, survey
 from ehrsequencing.data.unknown import unknown_codes
 from ehrsequencing.data.values import MAX_DISCRETE_BINS, VALUES_FILE, ValueStatistics
 from ehrsequencing.data.visits import VisitRule
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, UNK, VOCABULARY_FILE, Vocabulary
 from ehrsequencing.errors import ConfigError, DataError, StoreError
-from ehrsequencing.io import atomic_directory, hash_bytes, versions
+from ehrsequencing.io import atomic_directory, hash_bytes, versions, write_text
 
 MIN_COUNT, VALUE_BINS = 5, 5
 _MAX_VALUE_BINS = 100
@@ -135,6 +135,8 @@ def prepare(
         vocabulary.with_counts(token_counts).save(folder / VOCABULARY_FILE)
         statistics.save(folder / VALUES_FILE)
         rules.save(folder)
+        if dataset.rolled_codes:
+            write_text(folder / ROLLED_FILE, json.dumps(dataset.rolled_codes, indent=0, ensure_ascii=False) + "\n")
         options = {
             "min_count": min_count,
             "value_bins": value_bins,

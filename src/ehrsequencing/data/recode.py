@@ -57,6 +57,8 @@ class RecodedDataset(MedsDataset):
 
     Attributes:
         recoding: What changes.
+        rolled_codes: Every code that was rolled up, and every one that others were rolled up to, with what stands for
+            it; by code.
         account: For the manifest: `roll_up` (codes before and after, rolled, left alone) and `units` (code, from, to,
             factor, offset and number of events of every conversion), as far as the rules ask for them.
     """
@@ -74,6 +76,7 @@ class RecodedDataset(MedsDataset):
         super().__init__(dataset.path, dataset.manifest, dataset._shards)
         self._source = dataset
         self.account: dict[str, Any] = {}
+        self.rolled_codes: dict[str, str] = {}
         pairs = self._unit_changes(rules.units, must_change)
         codes = self._code_changes(rules.roll_up, must_change)
         self.recoding = Recoding(codes, pairs)
@@ -140,6 +143,8 @@ class RecodedDataset(MedsDataset):
             must_change=must_change,
         )  # fmt: skip
         self.account["roll_up"] = _roll_up_account(book, done)
+        broader = set(done.table.values()).intersection(book["code"])
+        self.rolled_codes = dict(sorted(({code: code for code in broader} | done.table).items()))
         return pl.DataFrame(list(done.table.items()), schema=schema, orient="row")
 
 

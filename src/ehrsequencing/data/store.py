@@ -27,6 +27,7 @@ EVENT_COLUMNS = {
     "code": "<i4", "visit": "<i4", "age": "<f4", "time": "<i8", "value": "<f4", "statistic": "<i4", "kind": "|u1",
 }  # fmt: skip
 SUBJECT_COLUMNS = {"subject_id": "<i8", "birth_time": "<i8", "death_time": "<i8", "offsets": "<i8"}
+ROLLED_FILE = "rolled_codes.json"
 OBSERVATION_COLUMN = "observation_end"
 """Column of subjects in stores whose dataset states the end of observation; stores without it stay readable."""
 _REMEDY = "run `ehrseq prepare` again"
@@ -175,6 +176,15 @@ class TokenStore:
                 got=values.hash, expected=self.manifest["values"]["hash"], remedy=_REMEDY,
             )  # fmt: skip
         return values
+
+    @cached_property
+    def rolled_codes(self) -> dict[str, str]:
+        """Codes of the dataset that were rolled up, or that others were rolled up to, with what stands for them.
+
+        {} where none was.
+        """
+        file = self.path / ROLLED_FILE
+        return dict(read_json(file, StoreError, _REMEDY)) if file.exists() else {}
 
     @property
     def fingerprint(self) -> str:

@@ -6,8 +6,10 @@ import polars as pl
 import pytest
 from small_data import day
 
+from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.rules import RULES_FILE, Rules, refuse_other_rules
+from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, DataError, StoreError, VocabularyMismatchError
 
@@ -128,6 +130,27 @@ def test_visits_follow_the_rule(meds, tmp_path):
     assert counts == {"visit_id+day": 18, "day": 16, "gap:10h": 32, "gap:11h": 16, "visit_id+gap:48h": 4, "gap:72h": 2}
     with pytest.raises(DataError, match="needs a visit_id in every event"):
         prepare(meds, tmp_path / "none", visits="visit_id")
+
+
+def test_equal_visits_give_equal_tokens_in_canonical_order(write_meds, tmp_path):
+    """One visit a subject, its events at other times of the day: equal for the model, but not where time decides."""
+    random = np.random.default_rng(0)
+    codes = ["ICD10CM//A", "ICD10CM//B", "LOINC//1", "LOINC//1", "RXNORM//2"]
+    events = []
+    for subject in range(20):
+        for number, code in zip(random.permutation(5), codes, strict=True):
+            value = float(number > 2) if code == "LOINC//1" else None
+            events.append((subject, day(1) + timedelta(minutes=int(number)), code, value))
+        events += [(subject, day(1), "LOINC//1", 1.0), (subject, day(2), "ICD10CM//A")]
+    meds = write_meds(train=[events])
+    distinct = {}
+    for order in ("time", "canonical"):
+        store = prepare(meds, tmp_path / order, order_within_visit=order, values="none")
+        train = store.split("train")
+        batch = BatchSource(train, Examples.whole_histories(train), store.values).build(np.arange(20))
+        distinct[order] = len({tuple(row) for row in batch.codes.tolist()})
+        assert (np.diff(train.time.reshape(20, -1)) >= 0).all(), "the store stays in the order of time"
+    assert distinct["time"] > 10 and distinct["canonical"] == 1
 
 
 @pytest.mark.parametrize(
