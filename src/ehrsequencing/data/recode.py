@@ -34,6 +34,8 @@ class Recoding:
 
     def apply(self, events: pl.LazyFrame) -> pl.LazyFrame:
         """Events, columns of `EVENT_SCHEMA`, in new units and under new codes."""
+        if self.codes.is_empty() and self.pairs.is_empty():
+            return events
         columns = events.collect_schema().names()
         if len(self.pairs):
             pairs = self.pairs.lazy().rename({"unit": "stated"})
@@ -164,9 +166,10 @@ def _parents(path: Path) -> dict[str, list[str]]:
     file = path / CODES_FILE
     if not file.exists() or "parent_codes" not in pl.read_parquet_schema(file):
         return {}
-    table = pl.read_parquet(file, columns=["code", "parent_codes"]).drop_nulls()
-    if table.schema["parent_codes"] != pl.List(pl.String):
-        raise DataError(
-            f"parent_codes of {file} have the wrong type", got=table.schema["parent_codes"], expected="lists of codes"
-        )
-    return {code: [parent for parent in above if parent] for code, above in table.iter_rows()}
+    table = pl.read_parquet(file, columns=["code", "parent_codes"])
+    found = table.schema["parent_codes"]
+    inner = found.inner if isinstance(found, pl.List) else found
+    if inner not in (pl.String, pl.Categorical, pl.Null) or (inner == found and found != pl.Null):
+        raise DataError(f"parent_codes of {file} have the wrong type", got=found, expected="lists of codes")
+    listed = table.cast({"code": pl.String, "parent_codes": pl.List(pl.String)}).drop_nulls()
+    return {code: [parent for parent in above if parent] for code, above in listed.iter_rows()}

@@ -112,6 +112,30 @@ def test_codes_are_rolled_up_with_kind_and_counts(meds, tmp_path):
     assert GLUCOSE in parents.vocabulary.base_codes, "a laboratory value is none of its parent"
 
 
+@pytest.mark.parametrize(
+    ("parents", "message"),
+    [
+        (pl.Series([["RXNORM//9"]], dtype=pl.List(pl.Categorical)), None),
+        (pl.Series([["RXNORM//9", None]]), None),
+        (pl.Series([None]), "changes no code"),
+        (pl.Series([[]], dtype=pl.List(pl.Null)), "changes no code"),
+        (pl.Series(["RXNORM//9"]), "parent_codes of .*codes.parquet have the wrong type; got String; expected lists"),
+        (pl.Series([[9]]), "have the wrong type; got List"),
+    ],
+)
+def test_parents_of_other_tools(write_meds, tmp_path, parents, message):
+    meds = write_meds(train=[[(1, day(number), "RXNORM//1") for number in range(9)]])
+    (meds / "metadata").mkdir()
+    pl.DataFrame({"code": ["RXNORM//1"], "parent_codes": parents}).write_parquet(meds / "metadata" / "codes.parquet")
+    if message is None:
+        store = prepare(meds, tmp_path / "store", roll_up=["rxnorm=ingredient"])
+        assert store.vocabulary.base_codes == ("RXNORM//9",)
+        assert store.rolled_codes == {"RXNORM//1": "RXNORM//9"}
+        return
+    with pytest.raises((ConfigError, DataError), match=message):
+        prepare(meds, tmp_path / "store", roll_up=["rxnorm=ingredient"])
+
+
 def test_numbers_without_bins_keep_their_distribution(meds, tmp_path):
     store = prepare(meds, tmp_path / "store", values="none")
     assert not [token for token in store.vocabulary.tokens if "//Q" in token]
