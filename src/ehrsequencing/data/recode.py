@@ -59,8 +59,7 @@ class RecodedDataset(MedsDataset):
 
     Attributes:
         recoding: What changes.
-        rolled_codes: Every code that was rolled up, and every one that others were rolled up to, with what stands for
-            it; by code.
+        rolled_codes: `RolledUp.standing`; {} without a roll-up.
         account: For the manifest: `roll_up` (codes before and after, rolled, left alone) and `units` (code, from, to,
             factor, offset and number of events of every conversion), as far as the rules ask for them.
     """
@@ -145,8 +144,7 @@ class RecodedDataset(MedsDataset):
             must_change=must_change,
         )  # fmt: skip
         self.account["roll_up"] = _roll_up_account(book, done)
-        broader = set(done.table.values()).intersection(book["code"])
-        self.rolled_codes = dict(sorted(({code: code for code in broader} | done.table).items()))
+        self.rolled_codes = done.standing
         return pl.DataFrame(list(done.table.items()), schema=schema, orient="row")
 
 
