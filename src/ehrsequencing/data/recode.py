@@ -114,7 +114,7 @@ def count_numbers(piece: Piece) -> pl.DataFrame:
 
 def recoding(
     dataset: MedsDataset, numbers: Sequence[pl.DataFrame], rules: Rules, *, must_change: bool
-) -> tuple[Recoding, pl.DataFrame, dict[str, Any]]:
+) -> tuple[Recoding, pl.DataFrame, dict[str, str], dict[str, Any]]:
     """What the rules change in a dataset.
 
     Args:
@@ -124,9 +124,9 @@ def recoding(
         must_change: Refuse a roll-up or unit table that changes nothing.
 
     Returns:
-        The changes; the code table under the new codes; and for the manifest `roll_up` (codes before and after,
-        rolled, left alone) and `units` (code, from, to, factor, offset and number of events of every conversion), as
-        far as the rules ask for them.
+        The changes; the code table under the new codes; `RolledUp.standing`, {} without a roll-up; and for the
+        manifest `roll_up` (codes before and after, rolled, left alone) and `units` (code, from, to, factor, offset and
+        number of events of every conversion), as far as the rules ask for them.
 
     Raises:
         ConfigError: it changes nothing.
@@ -136,12 +136,17 @@ def recoding(
     account: dict[str, Any] = {}
     pairs = _unit_changes(seen, rules.units, account, must_change)
     book = dataset.codes_with(seen.group_by("code").agg(numeric=(pl.col("in_train") > 0).any()))
-    codes = _code_changes(dataset.path, book, rules.roll_up, account, must_change)
+    rolled = _roll_up(dataset.path, book, rules.roll_up, account, must_change)
+    codes = pl.DataFrame(
+        list(rolled.table.items()) if rolled else [],
+        schema={"code": pl.String(), "new_code": pl.String()},
+        orient="row",
+    )
     changed = Recoding(
         dict(codes.iter_rows()),
         {(code, unit): (new, factor, offset) for code, unit, new, factor, offset in pairs.iter_rows()},
     )
-    return changed, _new_book(book, codes), account
+    return changed, _new_book(book, codes), rolled.standing if rolled else {}, account
 
 
 def _new_book(book: pl.DataFrame, codes: pl.DataFrame) -> pl.DataFrame:
@@ -184,19 +189,18 @@ def _unit_changes(
     return changes
 
 
-def _code_changes(
+def _roll_up(
     path: Path, book: pl.DataFrame, rules: tuple[str, ...], account: dict[str, Any], must_change: bool
-) -> pl.DataFrame:
-    schema = {"code": pl.String(), "new_code": pl.String()}
+) -> RolledUp | None:
     if not rules:
-        return pl.DataFrame(schema=schema)
+        return None
     book = book.filter(~pl.col("code").is_in([BIRTH_CODE, DEATH_CODE]))
     done = roll_up(
         book["code"].to_list(), rules, _parents(path), book.filter("numeric")["code"].to_list(),
         must_change=must_change,
     )  # fmt: skip
     account["roll_up"] = _roll_up_account(book, done)
-    return pl.DataFrame(list(done.table.items()), schema=schema, orient="row")
+    return done
 
 
 def _roll_up_account(book: pl.DataFrame, done: RolledUp) -> dict[str, int]:
@@ -215,9 +219,10 @@ def _parents(path: Path) -> dict[str, list[str]]:
     file = path / CODES_FILE
     if not file.exists() or "parent_codes" not in pl.read_parquet_schema(file):
         return {}
-    table = pl.read_parquet(file, columns=["code", "parent_codes"]).drop_nulls()
-    if table.schema["parent_codes"] != pl.List(pl.String):
-        raise DataError(
-            f"parent_codes of {file} have the wrong type", got=table.schema["parent_codes"], expected="lists of codes"
-        )
-    return {code: [parent for parent in above if parent] for code, above in table.iter_rows()}
+    table = pl.read_parquet(file, columns=["code", "parent_codes"])
+    found = table.schema["parent_codes"]
+    inner = found.inner if isinstance(found, pl.List) else found
+    if inner not in (pl.String, pl.Categorical, pl.Null) or (inner == found and found != pl.Null):
+        raise DataError(f"parent_codes of {file} have the wrong type", got=found, expected="lists of codes")
+    listed = table.cast({"code": pl.String, "parent_codes": pl.List(pl.String)}).drop_nulls()
+    return {code: [parent for parent in above if parent] for code, above in listed.iter_rows()}

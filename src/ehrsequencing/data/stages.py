@@ -46,6 +46,7 @@ class Stages:
 
     Attributes:
         ends: As `MedsDataset.observation_end`.
+        rolled_codes: `RolledUp.standing`; {} without a roll-up; once scanned.
         account: What roll-up and units changed, for the manifest; once scanned.
     """
 
@@ -69,6 +70,7 @@ class Stages:
         """
         self._dataset, self._work, self._rules, self._run = dataset, work.absolute(), rules, run
         self._progress, self._must_change = progress, must_change
+        self.rolled_codes: dict[str, str] = {}
         self.account: dict[str, Any] = {}
         self.ends = dataset.observation_end()
         self._pieces = _pieces(dataset)
@@ -117,7 +119,9 @@ class Stages:
         if not self._rules.roll_up and self._rules.units is None:
             return self._dataset.codes_with(pl.DataFrame(schema={"code": pl.String, "numeric": pl.Boolean})), None
         numbers = list(self._run(count_numbers, self._pieces))
-        changed, book, self.account = recoding(self._dataset, numbers, self._rules, must_change=self._must_change)
+        changed, book, self.rolled_codes, self.account = recoding(
+            self._dataset, numbers, self._rules, must_change=self._must_change
+        )
         changed.save(self._work / "recoding.json")
         return book, self._work / "recoding.json"
 
