@@ -27,6 +27,7 @@ from ehrsequencing.errors import DataError
 NO_SYSTEM = "(no system)"
 MANY_UNKNOWN = 0.05
 """Share of unknown events of a kind that is a warning."""
+MOST_OF_GROUP = 5
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
@@ -237,8 +238,8 @@ def describe(frames: Mapping[str, pl.DataFrame], pairs: pl.DataFrame, book: pl.D
         },
         "span": _span(subjects, frames["months"]),
         "sexes": {("not stated" if sex is None else sex): count for sex, count in sexes.iter_rows()},
-        "kinds": _groups(codes, "kind", 0),
-        "systems": _groups(codes, "system", 5),
+        "kinds": _groups(codes, "kind"),
+        "systems": _groups(codes, "system"),
         "codes": codes.head(most).select("code", "kind", "description", "events", "subjects").to_dicts(),
         "distributions": {
             "events_per_subject": spread(_counted(subjects["events"])),
@@ -246,10 +247,7 @@ def describe(frames: Mapping[str, pl.DataFrame], pairs: pl.DataFrame, book: pl.D
             "events_per_visit": spread(frames["visit_sizes"].rename({"size": "value"})),
             "age_years": spread(frames["ages"].rename({"age": "value"})),
         },
-        "months": [
-            [f"{month // 12:04d}-{month % 12 + 1:02d}", count]
-            for month, count in frames["months"].sort("month").iter_rows()
-        ],
+        "months": [[_month_name(month), count] for month, count in frames["months"].sort("month").iter_rows()],
         "ages": [list(row) for row in frames["ages"].sort("age").iter_rows()],
         "pairs": len(pairs),
         "values": [
@@ -262,16 +260,15 @@ def describe(frames: Mapping[str, pl.DataFrame], pairs: pl.DataFrame, book: pl.D
     }
 
 
-def _groups(codes: pl.DataFrame, column: str, most: int) -> list[dict[str, Any]]:
-    """Codes and events per kind or system, the `most` frequent codes of each with them."""
+def _groups(codes: pl.DataFrame, column: str) -> list[dict[str, Any]]:
+    """Codes and events per kind or system, and the most frequent codes of each."""
     total = int(codes["events"].sum())
     groups = codes.group_by(column).agg(codes=pl.len(), events=pl.col("events").sum())
     found = []
     for name, number, events in groups.sort(["events", column], descending=[True, False]).iter_rows():
         entry = {column: name, "codes": number, "events": events, "share": events / total if total else 0.0}
-        if most:
-            own = codes.filter(pl.col(column) == name).head(most)
-            entry["most_frequent"] = own.select("code", "description", "events", "subjects").to_dicts()
+        own = codes.filter(pl.col(column) == name).head(MOST_OF_GROUP)
+        entry["most_frequent"] = own.select("code", "description", "events", "subjects").to_dicts()
         found.append(entry)
     return found
 
@@ -282,12 +279,17 @@ def _span(subjects: pl.DataFrame, months: pl.DataFrame) -> dict[str, Any]:
         pl.col("first").min().dt.to_string("%Y-%m-%d"), pl.col("last").max().dt.to_string("%Y-%m-%d")
     )
     share = months.sort("month").with_columns(upto=pl.col("count").cum_sum() / pl.col("count").sum())
-    middle = [share.filter(pl.col("upto") >= bound)["month"].first() for bound in (0.01, 0.99)]
+    middle = [share.filter(pl.col("upto") >= bound)["month"].head(1).to_list() for bound in (0.01, 0.99)]
     return {
         "first": ends.item(0, "first"),
         "last": ends.item(0, "last"),
-        "middle_98_percent": [None if m is None else f"{m // 12:04d}-{m % 12 + 1:02d}" for m in middle],
+        "middle_98_percent": [_month_name(found[0]) if found else None for found in middle],
     }
+
+
+def _month_name(month: int) -> str:
+    """`2020-01` of months counted from year 0."""
+    return f"{month // 12:04d}-{month % 12 + 1:02d}"
 
 
 def _counted(column: pl.Series) -> pl.DataFrame:
