@@ -223,11 +223,13 @@ def records(frames: Mapping[str, pl.DataFrame], *, files: bool = True) -> list[F
     found = []
     if files and faults.events("duplicate"):
         many = faults.events("duplicate") >= MANY_DUPLICATES * rows
+        repeats = frames["repeats"].sort(["events", "code"], descending=[True, False])
+        lines = [f"{code}: {count:,}" for code, count in repeats.select("code", "events").iter_rows()]
         found.append(
             Finding("duplicates", "warning" if many else "note", "events that repeat another in every column",
                     faults.events("duplicate"), rows, "events",
                     "drop them unless the source means a repetition; each becomes a token of its own",
-                    faults.examples("duplicate"))
+                    faults.examples("duplicate"), few(lines))
         )  # fmt: skip
     single = subjects.filter(pl.col("events") - pl.col("static") <= 1)
     if len(single):

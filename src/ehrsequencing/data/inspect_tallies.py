@@ -34,7 +34,8 @@ _SUM, _MIN, _MAX = "sum", "min", "max"
 RULES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "codes": (("split", "code"), {"events": _SUM, "subjects": _SUM, "numbers": _SUM}),
     "values": (("code", "unit", "value"), {"count": _SUM, "subject": _MIN, "coarse": _MAX}),
-    "texts": (("code",), {"events": _SUM, "subject": _MIN, "text": _MIN}),
+    "texts": (("code",), {"events": _SUM, "text": _MIN}),
+    "repeats": (("code",), {"events": _SUM}),
     "visit_sizes": (("size",), {"count": _SUM}),
     "ages": (("age",), {"count": _SUM}),
     "months": (("month",), {"count": _SUM}),
@@ -75,10 +76,13 @@ def tally(events: pl.DataFrame, where: str, today: datetime) -> dict[str, pl.Dat
     subjects = lives(events, tokens, sizes)
     dated = dated.join(subjects.select("subject_id", "birth", "death"), on="subject_id", how="left")
     numbers = tokens.with_columns(value=number()).filter(pl.col("value").is_not_null())
+    repeated = duplicates(events.drop("split", "code_id"))
+    texts = text_numbers(tokens)
     found = {
         **_row_faults(dated, today),
         "infinite": numbers.filter(pl.col("value").is_infinite()),
-        "duplicate": duplicates(events.drop("split", "code_id")),
+        "duplicate": repeated,
+        "text": texts,
         "birth repeated": _repeated(events, subjects, "births", BIRTH_CODE),
         "death repeated": _repeated(events, subjects, "deaths", DEATH_CODE),
         "early birth": subjects.filter(pl.col("birth") < EARLIEST_BIRTH),
@@ -89,7 +93,8 @@ def tally(events: pl.DataFrame, where: str, today: datetime) -> dict[str, pl.Dat
         "shards": order,
         "codes": _codes(tokens),
         "values": _values(numbers.filter(pl.col("value").is_finite())),
-        "texts": text_numbers(tokens),
+        "texts": texts.group_by("code").agg(events=pl.len().cast(pl.Int64), text=pl.col("text_value").min()),
+        "repeats": repeated.group_by("code").agg(events=pl.len().cast(pl.Int64)),
         "visit_sizes": sizes.group_by("size").agg(count=pl.len().cast(pl.Int64)),
         "ages": _ages(dated),
         "months": dated.group_by(month=_month()).agg(count=pl.len().cast(pl.Int64)),
@@ -173,12 +178,9 @@ def duplicates(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def text_numbers(tokens: pl.DataFrame) -> pl.DataFrame:
-    """Per code the events whose text is a number and whose `numeric_value` is empty."""
-    found = tokens.filter(
+    """The events whose text is a number and whose `numeric_value` is empty."""
+    return tokens.filter(
         pl.col("numeric_value").fill_nan(None).is_null() & pl.col("text_value").str.contains(_TEXT_NUMBER)
-    )
-    return found.group_by("code").agg(
-        events=pl.len().cast(pl.Int64), subject=pl.col("subject_id").min(), text=pl.col("text_value").min()
     )
 
 

@@ -77,9 +77,9 @@ def values(frames: Mapping[str, pl.DataFrame], pairs: pl.DataFrame, kinds: Mappi
             for code, n, text in texts.select("code", "events", "text").iter_rows()
         ]
         found.append(
-            Finding("text", "warning", "numbers in text_value without a numeric_value", int(texts["events"].sum()), 0,
+            Finding("text", "warning", "numbers in text_value without a numeric_value", faults.events("text"), 0,
                     "events", "write them to numeric_value; as text no model sees them",
-                    tuple(some(texts["subject"])), few(lines))
+                    faults.examples("text"), few(lines))
         )  # fmt: skip
     if faults.events("infinite"):
         found.append(
@@ -120,23 +120,26 @@ def units(pairs: pl.DataFrame, kinds: Mapping[str, str]) -> list[Finding]:
             apart.append((str(code), kept, severe))
         else:
             alike.append((str(code), kept))
+    mixed = "codes mix units of different scale"
     found = []
-    for severity in ("error", "warning"):
-        group = [(code, rows) for code, rows, severe in apart if severe == (severity == "error")]
+    for severity, what, group, remedy in (
+        ("error", mixed, [(code, rows) for code, rows, severe in apart if severe], "convert each code to one unit"),
+        (
+            "warning", f"{mixed}, by doses of a drug or in few events",
+            [(code, rows) for code, rows, severe in apart if not severe],
+            "nothing where these are forms of a drug: value tokens are made per code and unit; else convert",
+        ),
+        (
+            "note", "codes state one scale under several units", alike,
+            "write one name of the unit, since value tokens are made per code and unit",
+        ),
+    ):  # fmt: skip
         if group:
+            lines, owners = _unit_lines(group), tuple(some(pl.concat([rows["subject"] for _, rows in group])))
+            total = pairs["code"].n_unique()
             found.append(
-                Finding("units", severity, "codes mix units of different scale" if severity == "error" else
-                        "codes mix units of different scale, by doses of a drug or in few events",
-                        len(group), pairs["code"].n_unique(), "codes with numbers",
-                        "convert each code to one unit before preparing", _owners(group), _unit_lines(group))
-            )  # fmt: skip
-    if alike:
-        found.append(
-            Finding("units", "note", "codes state one scale under several units", len(alike),
-                    pairs["code"].n_unique(), "codes with numbers",
-                    "write one name of the unit: value tokens are made per code and unit", _owners(alike),
-                    _unit_lines(alike))
-        )  # fmt: skip
+                Finding("units", severity, what, len(group), total, "codes with numbers", remedy, owners, lines)
+            )
     return found
 
 
@@ -196,10 +199,6 @@ def _unit_lines(group: Sequence[tuple[str, pl.DataFrame]]) -> tuple[str, ...]:
             parts.append(text + ")")
         lines.append(f"{code}: {', '.join(parts)}")
     return few(lines)
-
-
-def _owners(group: Sequence[tuple[str, pl.DataFrame]]) -> tuple[int, ...]:
-    return tuple(some(pl.concat([rows["subject"] for _, rows in group])))
 
 
 def named(code: str, unit: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -12,8 +12,8 @@ from ehrsequencing.tracking.summary import format_number
 from ehrsequencing.tracking.svg import SMALL, Series, bar, line_chart
 
 CHARTS, MOST_ROWS = 12, 30
-_CENTRAL = 0.0005
-"""Share of events at either end of time that a chart leaves out where they would stretch it."""
+_CENTRAL, _STRETCH = 0.0005, 2
+"""Share of events at either end that a chart leaves out where they would make it this many times as wide."""
 _LONG_YEARS = 12
 DISTRIBUTIONS = {
     "events_per_subject": ("Events per subject", "subjects"),
@@ -76,7 +76,11 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
     if document["sexes"]:
         lines.append("Sex: " + ", ".join(f"{sex} {count:,}" for sex, count in document["sexes"].items()) + ".")
     severities = [finding["severity"] for finding in document["findings"]]
-    tally = [f"{severities.count(name)} {name}s" for name in ("error", "warning", "note") if name in severities]
+    tally = [
+        f"{number} {name}" + ("" if number == 1 else "s")
+        for name in ("error", "warning", "note")
+        if (number := severities.count(name))
+    ]
     lines.append(f"Findings: {', '.join(tally)}." if tally else "No fault was found.")
     return lines
 
@@ -88,19 +92,20 @@ def _short(document: Mapping[str, Any]) -> Html:
 def _findings(found: Sequence[Mapping[str, Any]]) -> Html:
     if not found:
         return element("p", "None.")
-    body = []
+    parts: list[Html] = []
     for finding in found:
-        mark = element("span", finding["severity"], class_=None if finding["severity"] == "note" else "status warn")
-        lines = [element("span", line, class_="sub") for line in finding["details"]]
-        examples = ", ".join(map(str, finding["subjects"])) or "–"
-        body.append([join([finding["what"], *lines]), mark, finding["amount"], examples, finding["remedy"]])
-    head = ["Found", "Severity", "How many", "Subjects, for example", "What to do"]
-    made = table("Errors first", head, body, text_columns=(0, 1, 2, 3, 4))
+        severity = element("span", finding["severity"], class_=None if finding["severity"] == "note" else "status warn")
+        parts.append(element("h3", severity, ": ", finding["what"]))
+        examples = f" For example subject {', '.join(map(str, finding['subjects']))}." if finding["subjects"] else ""
+        parts.append(element("p", f"{finding['amount']}.{examples} What to do: {finding['remedy']}."))
+        if finding["details"]:
+            lines = element("ul", *(element("li", line) for line in finding["details"]), class_="plain")
+            parts.append(element("div", lines, class_="note"))
     note = (
         "An error is what ehrseq prepare refuses or what makes a model wrong; a warning is probably a fault; a note is "
         "worth knowing."
     )
-    return join([made, element("p", note, class_="note")])
+    return join([*parts, element("p", note, class_="note")])
 
 
 def _splits(splits: Mapping[str, Mapping[str, int]]) -> Html:
@@ -117,47 +122,54 @@ def _time(document: Mapping[str, Any]) -> Html | None:
     figures = []
     months = [(int(month[:-3]) * 12 + int(month[-2:]) - 1, count) for month, count in document["months"]]
     if months:
-        kept, left = _central(months)
-        years = (kept[-1][0] - kept[0][0]) / 12 > _LONG_YEARS
-        step, word = (12, "year") if years else (1, "month")
-        points = [(float(month) / 12, float(count)) for month, count in _filled(kept, step)]
-        title = f"Events per {word}" + (f"; {left:,} events further out are not drawn" if left else "")
-        figures.append(line_chart(title, [_line(points)], "Year", "Events", y_range=_from_zero(points)))
+        years = (months[-1][0] - months[0][0]) / 12 > _LONG_YEARS
+        counts = [(month // 12, count) for month, count in months] if years else months
+        figures.append(
+            _counts_chart("Events per year" if years else "Events per month", "", counts, str if years else _month)
+        )
     if document["ages"]:
-        kept, left = _central([(age, count) for age, count in document["ages"]])
-        points = [(float(age), float(count)) for age, count in _filled(kept, 1)]
-        title = "Events by age in years" + (f"; {left:,} events further out are not drawn" if left else "")
-        figures.append(line_chart(title, [_line(points)], "Age, years", "Events", y_range=_from_zero(points)))
-    if not figures:
-        return None
-    return element("div", *figures, class_="charts")
+        figures.append(_counts_chart("Events by age", "Age, years", document["ages"], str))
+    return element("div", *figures, class_="charts") if figures else None
 
 
-def _line(points: Sequence[tuple[float, float]]) -> Series:
-    return Series("Events", points, dots=len(points) < 40)
+def _month(month: int) -> str:
+    return f"{month // 12}-{month % 12 + 1:02d}"
 
 
-def _from_zero(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return 0.0, 1.06 * max(y for _, y in points)
+def _counts_chart(title: str, x_label: str, counts: Sequence[Sequence[int]], text: Callable[[int], str]) -> Html:
+    """Counts by a whole number, with zeros where there are none."""
+    kept, left = _central(counts)
+    title += f"; {left:,} events further out are not drawn" if left else ""
+    grouped: dict[int, int] = {}
+    for place, count in kept:
+        grouped[place] = grouped.get(place, 0) + count
+    most = max(grouped.values())
+    power, unit = next(
+        (p, u) for p, u in ((10**6, "millions"), (10**3, "thousands"), (1, "")) if most >= 5 * p or p == 1
+    )
+    points = [(float(place), grouped.get(place, 0) / power) for place in range(min(grouped), max(grouped) + 1)]
+    return line_chart(
+        title,
+        [Series("Events", points, dots=len(points) < 40)],
+        x_label,
+        f"Events, {unit}" if unit else "Events",
+        y_range=(0.0, 1.06 * most / power),
+        integer_x=True,
+        x_text=lambda place: text(round(place)),
+    )
 
 
-def _central(counts: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
-    """Counts without the few far out at either end, and how many those are."""
+def _central(counts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], int]:
+    """Counts without the few far out at either end where these would stretch a chart, and how many those are."""
     total, upto = sum(count for _, count in counts), 0
     kept = []
     for place, count in counts:
         if upto + count > _CENTRAL * total and upto <= (1 - _CENTRAL) * total:
             kept.append((place, count))
         upto += count
-    return kept, total - sum(count for _, count in kept)
-
-
-def _filled(counts: Sequence[tuple[int, int]], step: int) -> list[tuple[int, int]]:
-    """Counts per `step`, with zeros where there are none between the first and the last."""
-    grouped: dict[int, int] = {}
-    for place, count in counts:
-        grouped[place // step] = grouped.get(place // step, 0) + count
-    return [(place * step, grouped.get(place, 0)) for place in range(min(grouped), max(grouped) + 1)]
+    if counts[-1][0] - counts[0][0] <= _STRETCH * max(kept[-1][0] - kept[0][0], 10):
+        return list(counts), 0
+    return list(kept), total - sum(count for _, count in kept)
 
 
 def _lengths(distributions: Mapping[str, Mapping[str, Any] | None]) -> Html | None:
