@@ -22,6 +22,7 @@ from ehrsequencing.data.inspect_tallies import Totals, tally
 from ehrsequencing.data.inspect_values import GRID, value_table, values
 from ehrsequencing.data.schema import KINDS, SPLITS
 from ehrsequencing.data.store import MANIFEST_FILE, TokenStore
+from ehrsequencing.data.vocabulary import SPECIAL_TOKENS, UNK
 from ehrsequencing.errors import DataError
 
 NO_SYSTEM = "(no system)"
@@ -155,7 +156,8 @@ def _conclude(
 ) -> Inspection:
     """The document and the findings of the totals."""
     frames = totals.frames()
-    pairs = value_table(frames["values"])
+    # In a store the values of all codes that the vocabulary lacks would read as those of one code.
+    pairs = value_table(frames["values"].filter(pl.col("code") != SPECIAL_TOKENS[UNK]))
     kinds = dict(book.select("code", "kind").iter_rows())
     tokens = head.get("tokens")
     findings = [

@@ -144,9 +144,7 @@ def _counts_chart(title: str, x_label: str, counts: Sequence[Sequence[int]], tex
     for place, count in kept:
         grouped[place] = grouped.get(place, 0) + count
     most = max(grouped.values())
-    power, unit = next(
-        (p, u) for p, u in ((10**6, "millions"), (10**3, "thousands"), (1, "")) if most >= 5 * p or p == 1
-    )
+    power, unit = next((p, u) for p, u in ((10**6, "millions"), (10**3, "thousands"), (1, "")) if most >= p)
     points = [(float(place), grouped.get(place, 0) / power) for place in range(min(grouped), max(grouped) + 1)]
     return line_chart(
         title,
