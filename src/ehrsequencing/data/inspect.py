@@ -60,7 +60,7 @@ def inspect(
     """Count what a MEDS dataset (of any tool) or a token store holds, and look for faults.
 
     Reads every shard once and holds one at a time, besides a row per subject, the codes, and a histogram of the values
-    of each code and unit. Everything is exact but percentiles of values with more than 4,096 distinct ones, which are
+    of each code and unit. Everything is exact but percentiles of values with more than 1,024 distinct ones, which are
     right to 1.6 % or better and marked as estimated.
 
     Args:

@@ -22,9 +22,10 @@ PLACEHOLDERS = (datetime(1900, 1, 1), datetime(1970, 1, 1))
 """Midnights that software writes where it knows no date."""
 EXAMPLES = 5
 SEX_PREFIXES = ("GENDER//", "SEX//")
-MAX_DISTINCT = 4096
+MAX_DISTINCT = 1024
 """Distinct values of a code and unit that are counted one by one; beyond, neighbours are counted together."""
-_COARSE_BITS = (11, 13, 15, 17)  # of the 23 in a float32's mantissa: to 0.02, 0.1, 0.4 and 1.6 %
+_FIRST_CUT, _NEXT_CUT, _LAST_CUT = 11, 2, 17
+"""Bits cut from the 23 of a float32's mantissa, in steps as they are needed: to 0.02, 0.1, 0.4 and 1.6 %."""
 _MERGE_ROWS = 500_000
 _MICROSECONDS_PER_YEAR = DAYS_PER_YEAR * MICROSECONDS_PER_DAY
 _DAY = pl.duration(days=1)
@@ -33,7 +34,7 @@ _TEXT_NUMBER = r"^\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*$"
 _SUM, _MIN, _MAX = "sum", "min", "max"
 RULES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "codes": (("split", "code"), {"events": _SUM, "subjects": _SUM, "numbers": _SUM}),
-    "values": (("code", "unit", "value"), {"count": _SUM, "subject": _MIN, "coarse": _MAX}),
+    "values": (("code", "unit", "value"), {"count": _SUM, "subject": _MIN, "cut": _MAX}),
     "texts": (("code",), {"events": _SUM, "text": _MIN}),
     "repeats": (("code",), {"events": _SUM}),
     "visit_sizes": (("size",), {"count": _SUM}),
@@ -220,7 +221,7 @@ def _codes(tokens: pl.DataFrame) -> pl.DataFrame:
 
 def _values(numbers: pl.DataFrame) -> pl.DataFrame:
     counts = numbers.group_by("code_id", pl.col("unit").cast(pl.Categorical), "value").agg(
-        count=pl.len().cast(pl.Int64), subject=pl.col("subject_id").min(), coarse=pl.lit(False)
+        count=pl.len().cast(pl.Int64), subject=pl.col("subject_id").min(), cut=pl.lit(0, dtype=pl.Int32)
     )
     return counts.select(
         pl.col("code_id").cast(pl.String).alias("code"),
@@ -228,7 +229,7 @@ def _values(numbers: pl.DataFrame) -> pl.DataFrame:
         "value",
         "count",
         "subject",
-        "coarse",
+        "cut",
     )
 
 
@@ -248,7 +249,7 @@ def _month() -> pl.Expr:
 class Totals:
     """The sum of the tallies of many shards; memory holds the subjects, the codes and the histograms of values.
 
-    A row of `values` is `coarse` where values of its code and unit were counted together with their neighbours.
+    Column `cut` of `values` is above 0 where values of a code and unit were counted together with their neighbours.
     """
 
     def __init__(self) -> None:
@@ -264,7 +265,8 @@ class Totals:
 
     def frames(self) -> dict[str, pl.DataFrame]:
         """The totals, by the names of `tally`, in a fixed order of rows."""
-        return {name: self._merge(name) for name in self._parts}
+        merged = {name: self._merge(name) for name in self._parts}
+        return {name: frame.sort(RULES[name][0]) if name in RULES else frame for name, frame in merged.items()}
 
     def _merge(self, name: str) -> pl.DataFrame:
         joined = pl.concat(self._parts[name])
@@ -272,14 +274,7 @@ class Totals:
             return joined.explode("subject_id").group_by("fault").agg(pl.col("subject_id").sort().head(EXAMPLES))
         if name not in RULES:
             return joined
-        merged = _aggregate(joined, name)
-        if name == "values":
-            for bits in _COARSE_BITS:
-                crowded = pl.len().over("code", "unit") > MAX_DISTINCT
-                if not merged.select(crowded.any()).item():
-                    break
-                merged = _aggregate(_coarsen(merged, crowded, bits), name)
-        return merged.sort(RULES[name][0])
+        return _thin(joined) if name == "values" else _aggregate(joined, name)
 
 
 def _aggregate(frame: pl.DataFrame, name: str) -> pl.DataFrame:
@@ -287,10 +282,16 @@ def _aggregate(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     return frame.group_by(keys).agg(getattr(pl.col(column), how)() for column, how in columns.items())
 
 
-def _coarsen(values: pl.DataFrame, crowded: pl.Expr, bits: int) -> pl.DataFrame:
-    """Cut the last bits of the mantissa where values are many: rounds towards zero and keeps the order."""
-    cut = values["value"].to_numpy().view(np.int32) & ~((1 << bits) - 1)
-    rounded = pl.Series("rounded", cut.view(np.float32))
-    return values.with_columns(
-        value=pl.when(crowded).then(rounded).otherwise("value"), coarse=pl.col("coarse") | crowded
-    )
+def _thin(values: pl.DataFrame) -> pl.DataFrame:
+    """Add up equal values, and count neighbours together where a code and unit have too many distinct ones."""
+    pair = ["code", "unit"]
+    values = values.with_columns(pl.col("cut").max().over(pair))
+    while True:
+        # Cutting the last bits of a float32's mantissa rounds towards zero and keeps the order.
+        kept = values["value"].to_numpy().view(np.int32) & (np.int32(-1) << values["cut"].to_numpy())
+        values = _aggregate(values.with_columns(value=pl.Series(kept.view(np.float32))), "values")
+        crowded = (pl.len().over(pair) > MAX_DISTINCT) & (pl.col("cut") < _LAST_CUT)
+        if not values.select(crowded.any()).item():
+            return values
+        deeper = pl.when(pl.col("cut") == 0).then(_FIRST_CUT).otherwise(pl.col("cut") + _NEXT_CUT)
+        values = values.with_columns(cut=pl.when(crowded).then(deeper).otherwise("cut").cast(pl.Int32))

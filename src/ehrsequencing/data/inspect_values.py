@@ -35,20 +35,20 @@ def value_table(histogram: pl.DataFrame) -> pl.DataFrame:
     """Percentiles of every code and unit.
 
     Args:
-        histogram: Columns `code`, `unit`, `value`, `count`, `subject`, `coarse`, sorted by the first three.
+        histogram: Columns `code`, `unit`, `value`, `count`, `subject`, `cut`, sorted by the first three.
 
     Returns:
         Columns `code`, `unit`, `n`, `distinct`, `mean`, `subject`, `estimated` and `p0` to `p100` (`GRID`), each
         a value that occurred; most frequent first.
 
     >>> rows = {"code": ["A", "A"], "unit": ["", ""], "value": [1.0, 3.0], "count": [3, 1], "subject": [7, 8]}
-    >>> value_table(pl.DataFrame(rows).with_columns(coarse=False)).select("n", "distinct", "mean", "p50", "p100").row(0)
+    >>> value_table(pl.DataFrame(rows).with_columns(cut=0)).select("n", "distinct", "mean", "p50", "p100").row(0)
     (4, 2, 1.5, 1.0, 3.0)
     """
     pairs = histogram.group_by("code", "unit", maintain_order=True).agg(
         n=pl.col("count").sum(), distinct=pl.len().cast(pl.Int64),
         mean=(pl.col("value").cast(pl.Float64) * pl.col("count")).sum() / pl.col("count").sum(),
-        subject=pl.col("subject").min(), estimated=pl.col("coarse").any(),
+        subject=pl.col("subject").min(), estimated=(pl.col("cut") > 0).any(),
     )  # fmt: skip
     upto = np.cumsum(histogram["count"].to_numpy())
     n = pairs["n"].to_numpy()
