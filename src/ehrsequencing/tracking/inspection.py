@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from ehrsequencing.tracking import html
 from ehrsequencing.tracking.html import Html, element, join, page, table
 from ehrsequencing.tracking.sections import listing, pairs
 from ehrsequencing.tracking.summary import format_number
@@ -30,7 +31,7 @@ def inspection_page(document: Mapping[str, Any]) -> str:
         document: `Inspection.document` of `ehrsequencing.data.inspect`.
     """
     name = PurePath(document["path"]).name or document["path"]
-    sections = [
+    parts = [
         ("short", "In short", _short(document)),
         ("findings", "Findings", _findings(document["findings"])),
         ("splits", "Splits", _splits(document["splits"])),
@@ -41,24 +42,12 @@ def inspection_page(document: Mapping[str, Any]) -> str:
         ("values", "Values", _values(document)),
         ("notes", "Notes of the source", listing(document["notes"])),
     ]
-    shown = [(key, heading, content) for key, heading, content in sections if content is not None]
-    links = element("nav", *(element("a", text, href=f"#{key}") for key, text, _ in shown), aria_label="Sections")
-    blocks = [
-        element(
-            "section",
-            element("h2", heading, id=f"{key}-title"),
-            content,
-            id=key,
-            aria_labelledby=f"{key}-title",
-            class_="lead" if key == "short" else None,
-        )
-        for key, heading, content in shown
-    ]
+    links, main = html.sections(parts, lead="short")
     facts = [document["artefact"], document.get("source") and f"Source {document['source']}", document["path"]]
     meta = element("ul", *(element("li", fact) for fact in facts if fact), class_="meta")
     header = element("header", element("h1", f"What is in {name}"), meta, links)
     footer = element("footer", "Made by ehrseq inspect.")
-    return page(f"What is in {name}", join([header, element("main", *blocks), footer]))
+    return page(f"What is in {name}", join([header, main, footer]))
 
 
 def in_words(document: Mapping[str, Any]) -> list[str]:
