@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ehrsequencing import __version__
-from ehrsequencing.cli import data, demo, evaluate, finetune, pretrain, report, task
+from ehrsequencing.cli import data, demo, evaluate, finetune, inspect, pretrain, report, task
 from ehrsequencing.cli.common import exit_codes
 from ehrsequencing.errors import ConfigError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("synth")(data.synth)
 app.command("import")(data.import_)
+app.command("inspect")(inspect.inspect)
 app.command("prepare")(data.prepare)
 app.add_typer(task.app, name="task")
 app.command("pretrain")(pretrain.pretrain)

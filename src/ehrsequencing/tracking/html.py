@@ -56,6 +56,29 @@ def table(
     return element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
+def sections(found: Sequence[tuple[str, str, Html | None]], lead: str) -> tuple[Html | None, Html]:
+    """Links to the sections of a page, None where there are two at most, and its `main`.
+
+    Args:
+        found: Key, heading and content of each; without content a section is left out.
+        lead: Key of the section that stands out.
+    """
+    shown = [(key, heading, content) for key, heading, content in found if content is not None]
+    links = element("nav", *(element("a", text, href=f"#{key}") for key, text, _ in shown), aria_label="Sections")
+    blocks = [
+        element(
+            "section",
+            element("h2", heading, id=f"{key}-title"),
+            content,
+            id=key,
+            aria_labelledby=f"{key}-title",
+            class_="lead" if key == lead else None,
+        )
+        for key, heading, content in shown
+    ]
+    return links if len(shown) > 2 else None, element("main", *blocks)
+
+
 def page(title: str, body: Html) -> str:
     """A whole document without any outside resource."""
     head = (

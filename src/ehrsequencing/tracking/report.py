@@ -8,7 +8,7 @@ from typing import Any
 
 from ehrsequencing.errors import RunError
 from ehrsequencing.io import read_json, write_text
-from ehrsequencing.tracking import figures, sections, validation_sections
+from ehrsequencing.tracking import figures, html, sections, validation_sections
 from ehrsequencing.tracking.html import Html, element, join, page
 from ehrsequencing.tracking.report_data import ReportData, read_report_data
 from ehrsequencing.tracking.summary import check_metrics, format_number
@@ -104,24 +104,12 @@ def _body(
         ("settings", "Settings", sections.pairs(flatten(settings))),
         ("commands", "How this was made", sections.commands(data.commands)),
     ]
-    shown = [(key, heading, content) for key, heading, content in found if content is not None]
-    links = element("nav", *(element("a", text, href=f"#{key}") for key, text, _ in shown), aria_label="Sections")
-    blocks = [
-        element(
-            "section",
-            element("h2", heading, id=f"{key}-title"),
-            content,
-            id=key,
-            aria_labelledby=f"{key}-title",
-            class_="lead" if key == "words" else None,
-        )
-        for key, heading, content in shown
-    ]
-    header = element("header", element("h1", title), _meta(metadata), links if len(shown) > 2 else None)
+    links, main = html.sections(found, lead="words")
+    header = element("header", element("h1", title), _meta(metadata), links)
     version = (metadata.get("versions") or {}).get("ehrsequencing")
     made = f"Made by ehrsequencing {version}" if version else "Made by ehrsequencing"
     footer = element("footer", f"{made} from the files of the run directory.")
-    return join([header, element("main", *blocks), footer])
+    return join([header, main, footer])
 
 
 def _check_differences(data: ReportData, metrics: Mapping[str, Mapping[str, Any]]) -> None:

@@ -73,6 +73,7 @@ def line_chart(
     diagonal: bool = False,
     level: float | None = None,
     integer_x: bool = False,
+    x_text: Callable[[float], str] | None = None,
     width: int = WIDTH,
 ) -> Html:
     """A figure with caption, chart and legend.
@@ -87,6 +88,7 @@ def line_chart(
         diagonal: Draw the dashed line y = x.
         level: Draw a dashed horizontal line there.
         integer_x: Label whole numbers only.
+        x_text: Label of a place on the horizontal axis; the number by default.
         width: Units across, of which the text is 12 high; fewer for a chart that is shown small.
     """
     height = HEIGHT if width == WIDTH else round(0.85 * width)
@@ -115,7 +117,11 @@ def line_chart(
     for tick in x_ticks:
         x = to_x(tick)
         parts.append(element("line", x1=x, x2=x, y1=base, y2=base + 4, class_="axis"))
-        parts.append(element("text", tick_text(tick, x_ticks), x=x, y=base + 18, text_anchor="middle"))
+        parts.append(
+            element(
+                "text", x_text(tick) if x_text else tick_text(tick, x_ticks), x=x, y=base + 18, text_anchor="middle"
+            )
+        )
     parts.append(element("line", x1=_LEFT, x2=width - _RIGHT, y1=base, y2=base, class_="axis"))
     middle_x, middle_y = (_LEFT + width - _RIGHT) / 2, (_TOP + base) / 2
     parts.append(element("text", x_label, x=middle_x, y=height - 6, text_anchor="middle"))
