@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from ehrsequencing.errors import DataError
 from ehrsequencing.io import read_json
 
 TRAIN = SPLITS.index("train")
+_PART_ROWS = 250_000
 _MICROSECONDS_PER_YEAR = DAYS_PER_YEAR * MICROSECONDS_PER_DAY
 
 
@@ -94,13 +96,46 @@ def read_rows(piece: Piece, how: Reading) -> Rows:
         subject_id, split, first = _subjects(piece, found.subject_id)
     birth, births = _one_time(BIRTH_CODE, found, subject_id, first)
     death, deaths = _one_time(DEATH_CODE, found, subject_id, first)
-    rows = np.diff(np.r_[first, len(found.time)])
-    if len(births) or len(deaths):
-        keep = np.ones(len(found.time), dtype=bool)
-        keep[births] = keep[deaths] = False
-        rows = np.add.reduceat(keep, first, dtype=np.int64)
-        found = found.take(keep)
-    _refuse_infinite(piece, found, np.repeat(split == TRAIN, rows))
+    events = np.ones(len(found.time), dtype=bool)
+    events[births] = events[deaths] = False
+    _refuse_infinite(piece, found, np.repeat(split == TRAIN, np.diff(np.r_[first, len(events)])))
+    names = _Names.of(found, how.kinds)
+    ends = np.r_[first[1:], len(events)]
+    # Cut into parts that fit a processor's cache.
+    cuts = np.unique(np.searchsorted(first, np.arange(0, len(events), _PART_ROWS)))
+
+    def ordered(low: int, high: int) -> tuple[np.ndarray, ...]:
+        own = slice(int(first[low]), int(ends[high - 1]))
+        return _ordered(
+            piece, found.take(own), events[own], first[low:high] - own.start, subject_id[low:high], birth[low:high],
+            names, how,
+        )  # fmt: skip
+
+    try:
+        parts = [ordered(low, high) for low, high in pairwise([*cuts.tolist(), len(subject_id)])]
+    except DataError:
+        # Its message counts the whole piece.
+        ordered(0, len(subject_id))
+        raise
+    rows, visits, time, visit, value, cell = (np.concatenate(column) for column in zip(*parts, strict=True))
+    codes, units, pair = names.pairs(cell)
+    return Rows(subject_id, split, rows, visits, birth, death, time, visit, value, pair, codes, units)
+
+
+def _ordered(
+    piece: Piece,
+    found: Columns,
+    events: np.ndarray,
+    first: np.ndarray,
+    subject_id: np.ndarray,
+    birth: np.ndarray,
+    names: _Names,
+    how: Reading,
+) -> tuple[np.ndarray, ...]:
+    """Events of some subjects in order: rows and visits of each subject; time, visit, value and cell of each row."""
+    rows = np.add.reduceat(events, first, dtype=np.int64)
+    if not events.all():
+        found = found.take(events)
     begins = np.zeros(len(found.time), dtype=bool)
     begins[(np.cumsum(rows) - rows)[rows > 0]] = True
     if not (begins[1:] | (found.time[1:] >= found.time[:-1])).all():
@@ -118,15 +153,11 @@ def read_rows(piece: Piece, how: Reading) -> Rows:
         ) from None
     visits = np.zeros(len(subject_id), dtype=np.int64)
     visits[rows > 0] = counted
-    names, rank_of_pair, pair = _pairs(found, how.kinds)
-    value = found.value
-    order = _canonical(begins, found.time, visit, rank_of_pair[pair], value, pair)
+    value, cell = found.value, names.cells(found)
+    order = _canonical(begins, found.time, visit, value, cell, len(names.units))
     if order is not None:
-        visit, value, pair = visit[order], value[order], pair[order]
-    return Rows(
-        subject_id, split, rows, visits, birth, death, found.time, visit, value, pair,
-        [code for code, _ in names], [unit for _, unit in names],
-    )  # fmt: skip
+        visit, value, cell = visit[order], value[order], cell[order]
+    return rows, visits, found.time, visit, value, cell
 
 
 def _subjects(piece: Piece, subject: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -229,30 +260,50 @@ def _kinds(file: Path) -> dict[str, int]:
     return dict(read_json(file))
 
 
-def _pairs(found: Columns, kinds: Path) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
-    """Codes and units that occur, by kind of the code, code and unit; the rank of the code of each; and the pair of
-    each row, int32."""
-    stated = _kinds(kinds)
-    for code in found.codes:
-        if code not in stated:
-            stated[code] = KINDS.index(kind_of_code(code))
-    by_rank = sorted(range(len(found.codes)), key=lambda index: (stated[found.codes[index]], found.codes[index]))
-    by_name = sorted(range(len(found.units)), key=found.units.__getitem__)
-    many, cells = len(found.units), len(found.codes) * len(found.units)
-    key = _inverse(by_rank, many)[found.code] + _inverse(by_name, 1)[found.unit]
-    if cells <= max(4 * len(key), 1 << 20):
-        occurs = np.zeros(cells, dtype=bool)
-        occurs[key] = True
-        distinct = np.flatnonzero(occurs)
-        pair = (np.cumsum(occurs, dtype=np.int32) - 1).astype(np.int32, copy=False)[key]
-    else:
-        distinct, inverse = np.unique(key, return_inverse=True)
-        pair = inverse.astype(np.int32)
-    rank, unit = np.divmod(distinct, many)
-    names = [
-        (found.codes[by_rank[i]], found.units[by_name[j]]) for i, j in zip(rank.tolist(), unit.tolist(), strict=True)
-    ]
-    return names, rank, pair
+@dataclass(frozen=True)
+class _Names:
+    """Codes by kind, then name, and units by name. A cell is the place of a code times all units, plus that of a unit.
+
+    Attributes:
+        codes, units: Names in order.
+        of_code, of_unit: int64, what each index of the piece adds to a cell.
+    """
+
+    codes: list[str]
+    units: list[str]
+    of_code: np.ndarray
+    of_unit: np.ndarray
+
+    @classmethod
+    def of(cls, found: Columns, kinds: Path) -> _Names:
+        stated = _kinds(kinds)
+        for code in found.codes:
+            if code not in stated:
+                stated[code] = KINDS.index(kind_of_code(code))
+        codes = sorted(range(len(found.codes)), key=lambda index: (stated[found.codes[index]], found.codes[index]))
+        units = sorted(range(len(found.units)), key=found.units.__getitem__)
+        return cls(
+            [found.codes[index] for index in codes], [found.units[index] for index in units],
+            _inverse(codes, len(units)), _inverse(units, 1),
+        )  # fmt: skip
+
+    def cells(self, found: Columns) -> np.ndarray:
+        """Cell of each row, int64."""
+        return np.asarray(self.of_code[found.code] + self.of_unit[found.unit])
+
+    def pairs(self, cell: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
+        """Codes and units of the cells that occur, in order, and which of them each row has, int32."""
+        cells = len(self.codes) * len(self.units)
+        if cells <= max(4 * len(cell), 1 << 20):
+            occurs = np.zeros(cells, dtype=bool)
+            occurs[cell] = True
+            distinct = np.flatnonzero(occurs)
+            pair = (np.cumsum(occurs, dtype=np.int32) - np.int32(1))[cell]
+        else:
+            distinct, inverse = np.unique(cell, return_inverse=True)
+            pair = inverse.astype(np.int32)
+        code, unit = np.divmod(distinct, len(self.units))
+        return [self.codes[index] for index in code.tolist()], [self.units[index] for index in unit.tolist()], pair
 
 
 def _inverse(order: list[int], step: int) -> np.ndarray:
@@ -263,9 +314,9 @@ def _inverse(order: list[int], step: int) -> np.ndarray:
 
 
 def _canonical(
-    begins: np.ndarray, time: np.ndarray, visit: np.ndarray, rank: np.ndarray, value: np.ndarray, pair: np.ndarray
+    begins: np.ndarray, time: np.ndarray, visit: np.ndarray, value: np.ndarray, cell: np.ndarray, units: int
 ) -> np.ndarray | None:
-    """Order of the rows at one time: by visit, code, value (missing first) and unit; None where they are in order."""
+    """Order of the rows at one time: by visit, code, value (missing first) and unit; None where no rows share one."""
     many = len(time)
     if many < 2:
         return None
@@ -276,7 +327,7 @@ def _canonical(
     if not len(crowd):
         return None
     group = np.cumsum(~tied[crowd], dtype=np.int64)
-    own_visit, own_rank = visit[crowd].astype(np.int64) + 1, rank[crowd].astype(np.int64)
+    own_visit, own_rank = visit[crowd].astype(np.int64) + 1, cell[crowd] // units
     widths = [int(part.max()) + 1 for part in (group, own_visit, own_rank)]
     if np.prod([float(width) for width in widths]) < 2.0**63:
         key = (group * widths[1] + own_visit) * widths[2] + own_rank
@@ -292,7 +343,7 @@ def _canonical(
     if len(repeated):
         rows = crowd[inner[repeated]]
         by_value = value_order(value[rows])
-        inner[repeated] = inner[repeated][np.lexsort((pair[rows], by_value, key[repeated]))]
+        inner[repeated] = inner[repeated][np.lexsort((cell[rows], by_value, key[repeated]))]
     order = np.arange(many)
     order[crowd] = crowd[inner]
     return order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ _PLAIN = {
     "unit": (pa.string(), pa.large_string()),
 }
 """Types that need no conversion; files of other types go through `normalise_events`."""
-_NAMES = ("code", "unit")
+_NAMES, _TABLES = ("code", "unit"), ("codes", "units")
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Columns:
     codes: list[str]
     units: list[str]
 
-    def take(self, rows: np.ndarray) -> Columns:
-        """Some rows: a mask, or positions in their new order."""
-        every = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Columns(**{name: some[rows] if isinstance(some, np.ndarray) else some for name, some in every.items()})
+    def take(self, rows: np.ndarray | slice) -> Columns:
+        """Some rows: a range, a mask, or positions in their new order."""
+        columns = {field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name not in _TABLES}
+        return replace(self, **columns)
 
 
 def read_piece(piece: Piece) -> Columns:
