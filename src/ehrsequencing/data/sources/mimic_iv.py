@@ -5,9 +5,10 @@ Source: Johnson et al. 2023, doi:10.1038/s41597-022-01899-x; https://mimic.mit.e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -64,6 +65,7 @@ def load(
     overwrite: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> None:
     """Import `hosp/` and `icu/`; tables that are missing are named in the manifest.
 
@@ -73,6 +75,7 @@ def load(
         overwrite: Replace what lies at `out`.
         strict: An event that would be dropped is an error.
         progress: Called with (steps done, steps).
+        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a subject is
@@ -86,7 +89,7 @@ def load(
     used = {"hosp/patients", "hosp/admissions", *DICTIONARIES, *(spec.name for spec in SPECS)}
     context = Context(admissions.rows, {name: _dictionary(tables, name) for name in DICTIONARIES})
     with (
-        MedsWriter(out, overwrite) as writer,
+        MedsWriter(out, overwrite, request) as writer,
         EventSpool(
             writer.folder / ".spool", subjects, read.values(), registry="patients", strict=strict, progress=progress
         ) as spool,
@@ -95,8 +98,7 @@ def load(
         for spec in SPECS:
             if spec.name not in read:
                 continue
-            spool.account(spec.name)
-            for piece in read[spec.name].read(spec.required, spec.optional, spool.advance):
+            for piece in spool.read(read[spec.name], spec.required, spec.optional):
                 spool.add(piece, *spec.events(piece.rows, context), no_time=spec.no_time)
         codes = spool.book()
         written = spool.write(writer)
