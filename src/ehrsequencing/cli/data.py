@@ -129,7 +129,6 @@ def prepare(
             workers=workers,
             engine=engine,
             progress=lambda done, total: update("prepare", done, total),
-            notice=say,
         )
     for split in ("train", "tuning", "held_out"):
         part = made.split(split)

@@ -13,16 +13,15 @@ from ehrsequencing import __version__
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.calendar import dates_note
 from ehrsequencing.data.dataset import MedsDataset
-from ehrsequencing.data.parallel import task_map
+from ehrsequencing.data.parallel import WorkerDiedError, task_map
 from ehrsequencing.data.rules import Rules, reused_rules
 from ehrsequencing.data.stages import Stages
 from ehrsequencing.data.store import FORMAT_VERSION, MARK, ROLLED_FILE, TokenStore, write_manifest
 from ehrsequencing.data.unknown import unknown_codes
 from ehrsequencing.data.values import VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import VOCABULARY_FILE, Vocabulary
-from ehrsequencing.data.workspace import workspace
 from ehrsequencing.errors import ConfigError, DataError, StoreError
-from ehrsequencing.io import hash_bytes, publish_directory, replaceable, versions, write_text
+from ehrsequencing.io import hash_bytes, resumable_directory, versions, write_text
 
 MIN_COUNT, VALUE_BINS = 5, 5
 MAX_DEFAULT_WORKERS = 8
@@ -50,7 +49,6 @@ def prepare(
     workers: int | None = None,
     engine: str = "local",
     progress: Callable[[int, int], None] | None = None,
-    notice: Callable[[str], None] = lambda message: None,
 ) -> TokenStore:
     """Write the token store of a dataset; the folder appears whole or not at all.
 
@@ -83,7 +81,6 @@ def prepare(
             spawned: a script that calls this needs the guard `if __name__ == "__main__"`.
         engine: "local", or "ray", which runs the same map over a Ray cluster that shares the folders.
         progress: Called with parts done and in all: pieces of shards to scan, then blocks of the store to write.
-        notice: Told what of an earlier, killed call is continued or discarded, and why.
 
     Raises:
         ConfigError: an option out of range or without effect (`extend_vocabulary` without `vocabulary_from`, a fit's
@@ -117,7 +114,6 @@ def prepare(
         rules = reused_rules(own, rules, fit_folder)
     if "value_bins" in given and rules.values == "none":
         raise ConfigError("value_bins would have no effect: numbers have no tokens", remedy="leave value_bins out")
-    store = replaceable(store, overwrite=overwrite, mark=MARK)
     with task_map(engine, workers or _default_workers(meds)) as run:
         dataset = MedsDataset.open(meds)
         if "min_count" in given and dataset.fixed_code_book:
@@ -137,8 +133,9 @@ def prepare(
             "statistics_from": None if reused is None else reused[1].hash,
             "fixed_code_book": dataset.fixed_code_book, "version": [__version__, FORMAT_VERSION],
         }  # fmt: skip
-        with workspace(store, key, notice) as work:
-            stages = Stages(dataset, work, rules, run, progress, must_change=reused is None)
+        kept = (MemoryError, WorkerDiedError)
+        with resumable_directory(store, key, overwrite=overwrite, mark=MARK, keep_on=kept) as folder:
+            stages = Stages(dataset, folder, rules, run, progress, must_change=reused is None)
             stages.scan(max_age_years)
             vocabulary, statistics = stages.fit(
                 min_count,
@@ -149,7 +146,6 @@ def prepare(
             )
             counts, token_counts = stages.encode(vocabulary, statistics)
             _refuse_unknown_world(counts["train"], meds, reused is not None)
-            folder = work / "store"
             vocabulary.with_counts(token_counts).save(folder / VOCABULARY_FILE)
             statistics.save(folder / VALUES_FILE)
             rules.save(folder)
@@ -187,7 +183,6 @@ def prepare(
                 },
                 run,
             )  # fmt: skip
-            publish_directory(folder, store, overwrite=overwrite, mark=MARK)
     return TokenStore.open(store)
 
 

@@ -53,7 +53,7 @@ class Stages:
     def __init__(
         self,
         dataset: MedsDataset,
-        work: Path,
+        store: Path,
         rules: Rules,
         run: Map,
         progress: Callable[[int, int], None] | None,
@@ -62,13 +62,17 @@ class Stages:
     ) -> None:
         """Args:
         dataset: The dataset.
-        work: A folder whose content, if there is any, belongs to the same dataset and rules.
+        store: Where the columns go. `.work` in it holds what is between; its content, if there is any, belongs to the
+            same dataset and rules.
         rules: The rules of the store.
         run: The map to use.
         progress: Called with parts done and in all.
         must_change: Refuse a roll-up or unit table that changes nothing.
         """
-        self._dataset, self._work, self._rules, self._run = dataset, work.absolute(), rules, run
+        self._dataset, self._rules, self._run = dataset, rules, run
+        self._store = store.absolute()
+        self._work = self._store / ".work"
+        self._work.mkdir(exist_ok=True)
         self._progress, self._must_change = progress, must_change
         self.rolled_codes: dict[str, str] = {}
         self.account: dict[str, Any] = {}
@@ -190,7 +194,6 @@ class Stages:
         pieces, pairs = self._scanned, self._pairs
         tables, folder = self._work / "fit.npz", self._work / "encoded"
         folder.mkdir(exist_ok=True)
-        (self._work / "store").mkdir(exist_ok=True)
         save_fit(tables, pairs, [self._kinds[code] for code in pairs.codes], vocabulary, values)
         splits = {name: Subjects.of(pieces, index) for index, name in enumerate(SPLITS)}
         dtypes = narrowest(len(vocabulary), max(split.most_visits for split in splits.values()), len(values))
@@ -200,12 +203,12 @@ class Stages:
             times = {"birth_time": split.birth_time, "death_time": split.death_time}
             if self.ends is not None:
                 times["observation_end"] = _observation_end(split.subject_id, self.ends)
-            SplitWriter(self._work / "store" / name, dtypes).write_subjects(split.subject_id, split.rows, **times)
+            SplitWriter(self._store / name, dtypes).write_subjects(split.subject_id, split.rows, **times)
             first = np.cumsum(split.rows) - split.rows
             tasks[name] = [
                 EncodeTask(
                     paths, split.piece[start:stop], split.start[start:stop], split.rows[start:stop],
-                    int(first[start]), self._work / "store" / name, dtypes, tables, folder / f"{name}-{index}.npz",
+                    int(first[start]), self._store / name, dtypes, tables, folder / f"{name}-{index}.npz",
                 )
                 for index, (start, stop) in enumerate(split.blocks())
             ]  # fmt: skip

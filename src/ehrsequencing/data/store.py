@@ -266,15 +266,16 @@ class SplitWriter:
 
 
 def write_manifest(folder: Path, content: dict[str, Any], run: Callable[..., Iterable[tuple[int, int]]] = map) -> None:
-    """Finish a store: flush every file to disk, then write the manifest with their sizes and checksums.
+    """Finish a store: flush every file but scratch to disk, then write the manifest with their sizes and checksums.
 
     Args:
         folder: The store.
         content: What else the manifest says.
         run: The map to use over the files.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
-    names = [file.relative_to(folder).as_posix() for file in files]
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name != MANIFEST_FILE and not name.startswith(".")]
+    files = [folder / name for name in names]
     found = dict(zip(names, run(_settled, files), strict=True))
     head = {"format": FORMAT, "format_version": FORMAT_VERSION}
     sizes, checksums = ({name: pair[side] for name, pair in found.items()} for side in (0, 1))

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from ehrsequencing.errors import ConfigError, RunError
-from ehrsequencing.io import lock_file
+from ehrsequencing.io import lock_file, remove_partial
 
 FILES = (
     "metadata.json",
@@ -67,27 +67,15 @@ def discard(folder: Path) -> None:
     remove_partial(folder)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what a killed process was in the middle of writing; the caller holds the lock."""
-    for path in folder.glob(".*.partial-*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def lock(folder: Path) -> int:
     """Take the folder for this process and return the descriptor that holds it.
 
     Raises:
         RunError: another process holds it.
     """
-    descriptor = lock_file(folder / LOCK)
-    if descriptor is None:
-        raise RunError(
-            f"{folder} is being written by another process", remedy="wait for it, stop it, or choose another name"
-        )
-    return descriptor
+    return lock_file(
+        folder / LOCK, f"{folder} is being written by another process", "wait for it, stop it, or choose another name"
+    )
 
 
 def _is_scratch(path: Path) -> bool:

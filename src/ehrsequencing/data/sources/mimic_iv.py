@@ -5,8 +5,10 @@ Source: Johnson et al. 2023, doi:10.1038/s41597-022-01899-x; https://mimic.mit.e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -64,6 +66,7 @@ def load(
     overwrite: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> None:
     """Import `hosp/` and `icu/`; tables that are missing are named in the manifest.
 
@@ -73,6 +76,7 @@ def load(
         overwrite: Replace what lies at `out`.
         strict: An event that would be dropped is an error.
         progress: Called with (steps done, steps).
+        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a subject is
@@ -86,7 +90,7 @@ def load(
     used = {"hosp/patients", "hosp/admissions", *DICTIONARIES, *(spec.name for spec in SPECS)}
     context = Context(admissions.rows, {name: _dictionary(tables, name) for name in DICTIONARIES})
     with (
-        MedsWriter(out, overwrite) as writer,
+        MedsWriter(out, overwrite, request) as writer,
         EventSpool(
             writer.folder / ".spool", subjects, read.values(), registry="patients", strict=strict, progress=progress
         ) as spool,
@@ -95,8 +99,7 @@ def load(
         for spec in SPECS:
             if spec.name not in read:
                 continue
-            spool.account(spec.name)
-            for piece in read[spec.name].read(spec.required, spec.optional, spool.advance):
+            for piece in spool.read(read[spec.name], spec.required, spec.optional):
                 spool.add(piece, *spec.events(piece.rows, context), no_time=spec.no_time)
         codes = spool.book()
         written = spool.write(writer)
@@ -161,7 +164,7 @@ def _admissions(tables: dict[str, Table]) -> Piece:
     rows = piece.rows.with_columns(
         discharged=pl.when(pl.col("dischtime").is_not_null() & (last >= pl.col("admittime"))).then(last)
     )
-    return Piece(piece.table, piece.file, rows.sort("subject_id", "admittime", "hadm_id"), piece.unreadable)
+    return replace(piece, rows=rows.sort("subject_id", "admittime", "hadm_id"))
 
 
 def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[str, int]:
@@ -175,7 +178,7 @@ def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[s
     rows = rows.with_columns(died=pl.coalesce("deathtime", end_of_day("dod")))
     birth = _birth()
     spool.add(
-        Piece(patients.table, patients.file, rows),
+        replace(patients, rows=rows),
         event(rows, pl.lit(BIRTH_CODE), birth, "demographic", description=pl.lit("Birth"), where=birth.is_not_null()),
         event(rows, named("GENDER", "gender"), None, "demographic", where=pl.col("gender").is_not_null()),
         event(
@@ -200,6 +203,7 @@ def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[s
         ),
         of_visit(named("HOSPITAL_DISCHARGE", pl.col("discharge_location").fill_null("UNKNOWN")), "discharged"),
         no_time="admission or discharge without a time, or discharge before admission",
+        contradictions={"edouttime before edregtime": pl.col("edouttime") < pl.col("edregtime")},
     )
     in_hospital = visits.filter(pl.col("deathtime").is_not_null())
     died = rows.filter(pl.col("deathtime").is_not_null() & pl.col("dod").is_not_null())
