@@ -101,7 +101,8 @@ class EventSpool:
     ) -> None:
         """Args:
         folder: For temporary files; gone after `write`.
-        subjects: `subject_id` (Int64, each once) and `birth` (Datetime, null where unknown).
+        subjects: `subject_id` (Int64, each once), `birth` (Datetime, null where unknown) and, where the source has
+            splits, `split`.
         tables: What will be read; their sizes choose the number of shards.
         registry: Name of the table of subjects, for messages.
         strict: An event that would be dropped is an error.
@@ -111,7 +112,8 @@ class EventSpool:
         sizes = {file: file.stat().st_size for table in tables for file in table.files}
         rows = sum(size / BYTES_PER_ROW[file.suffix] for file, size in sizes.items())
         self.shards = _shards(subjects, min(MAX_SHARDS, int(rows // EVENTS_PER_SHARD) + 1))
-        self._subjects = self.shards.select("subject_id", "shard").join(subjects, on="subject_id").sort("subject_id")
+        births = subjects.select("subject_id", "birth")
+        self._subjects = self.shards.select("subject_id", "shard").join(births, on="subject_id").sort("subject_id")
         self._progress = _Progress(sizes, self.shards["shard"].n_unique(), progress)
         self.tables: dict[str, dict[str, Any]] = {}
         self._last: dict[str, Piece] = {}
@@ -303,8 +305,10 @@ def merge_codes(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _shards(subjects: pl.DataFrame, total: int) -> pl.DataFrame:
     """Columns `subject_id`, `split`, `number` (within the split), `shard` (over all), by ascending identifier."""
-    ordered = subjects.select("subject_id").sort("subject_id")
-    ordered = ordered.with_columns(split=pl.Series(split_of(ordered["subject_id"].to_numpy()), dtype=pl.String))
+    ordered = subjects.sort("subject_id")
+    if "split" not in ordered.columns:
+        ordered = ordered.with_columns(split=pl.Series(split_of(ordered["subject_id"].to_numpy()), dtype=pl.String))
+    ordered = ordered.select("subject_id", "split")
     parts, first = [], 0
     for split in SPLITS:
         rows = ordered.filter(pl.col("split") == split)

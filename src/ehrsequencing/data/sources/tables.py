@@ -83,7 +83,7 @@ class Table:
         """
         wanted = {**required, **(optional or {})}
         for file in self.files:
-            found = _columns(file)
+            found = column_names(file)
             if missing := [column for column in required if column not in found]:
                 raise DataError(
                     f"{file} lacks {', '.join(missing)}",
@@ -201,8 +201,12 @@ def _is_part(path: Path) -> bool:
     return path.is_file() and not path.name.startswith((".", "_")) and _table_name(path) is not None
 
 
-def _columns(file: Path) -> dict[str, str]:
-    """Lower-case column names to the names as written."""
+def column_names(file: Path) -> dict[str, str]:
+    """Lower-case column names to the names as written.
+
+    Raises:
+        DataError: the file is empty or damaged, or repeats a name.
+    """
     if file.suffix == ".parquet":
         with _named_problems(file):
             names = pq.read_schema(file).names
