@@ -166,7 +166,9 @@ def _code_table(book: pl.DataFrame, described: pl.DataFrame, *, whole: bool) -> 
     seen = book.select("code", found="numeric")
     rows = seen.join(described, on="code", how="full" if whole else "left", coalesce=True, maintain_order="left")
     by_system = pl.col("code").map_elements(kind_of_code, return_dtype=pl.String)
-    return rows.select(
-        "code", "description", "parent_codes", kind=pl.coalesce("kind", by_system),
+    table = rows.select(
+        "code", "description", kind=pl.coalesce("kind", by_system),
         numeric=pl.coalesce("numeric" if whole else "found", "found", pl.lit(False)),
+        parent_codes=pl.when(pl.col("parent_codes").list.len() > 0).then("parent_codes"),
     )  # fmt: skip
+    return table if table["parent_codes"].count() else table.drop("parent_codes")
