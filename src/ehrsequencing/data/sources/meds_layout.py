@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -20,7 +20,8 @@ from ehrsequencing.errors import DataError, SplitError
 OLD_SPLITS_FILE = Path("metadata/patient_splits.parquet")
 COLUMNS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "subject_id": ("id", ("subject_id", "patient_id")),
-    "time": ("time", ("time", "timestamp")),
+    # Of any year, so that an implausible time is no missing one, which would mean an undated fact.
+    "time": ("birth", ("time", "timestamp")),
     "code": ("text", ("code",)),
     "numeric_value": ("number", ("numeric_value", "numerical_value")),
     "visit_id": ("id", ("visit_id", "hadm_id", "visit_occurrence_id", "encounter_id")),
@@ -69,7 +70,7 @@ class Shard:
             rows = piece.rows.rename(theirs)
             if self.kinds["visit_id"] == "text" and "visit_id" in rows.columns:
                 rows = _numbered_visits(rows)
-            yield Piece(piece.table, piece.file, rows, piece.unreadable)
+            yield replace(piece, rows=rows)
 
 
 def find_layout(src: Path) -> tuple[Path, list[Shard]]:

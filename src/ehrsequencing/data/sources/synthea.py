@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -138,7 +139,7 @@ def _add_people(spool: EventSpool, people: Piece, registry: pl.DataFrame) -> Non
     born, died = pl.col("birthdate").dt.truncate("1d"), pl.col("deathdate")
     clock = pl.when(died != died.dt.truncate("1d")).then(EXACT).otherwise(DATE_ONLY)
     spool.add(
-        Piece(PEOPLE, people.file, rows),
+        replace(people, rows=rows),
         event(
             rows, pl.lit(BIRTH_CODE), born, "demographic", description=pl.lit("Birth"), where=born.is_not_null(),
         ),
@@ -164,7 +165,7 @@ def _add(spool: EventSpool, table: Table, spec: Spec, registry: pl.DataFrame, sh
         short[spec.name] += int(rows["short"].sum())
         unreadable = {column: int(rows.select(bad.sum()).item()) for column, bad in spec.numbers.items()}
         found = piece.unreadable | {column: count for column, count in unreadable.items() if count}
-        spool.add(Piece(piece.table, piece.file, rows, found), *spec.events(rows), no_time=NO_TIME)
+        spool.add(replace(piece, rows=rows, unreadable=found), *spec.events(rows), no_time=NO_TIME)
     return timed
 
 
