@@ -118,7 +118,7 @@ def load(
                 written,
                 codes,
                 date_only=not timed,
-                ends_on_the_day_of_their_start=dict(short),
+                ends_on_the_day_of_their_start=dict(+short),
                 conflicts=dict(finish.conflicts),
                 tables_missing=sorted(used - set(tables)),
                 tables_not_read=sorted(set(tables) - used),
@@ -162,10 +162,13 @@ def _add(spool: EventSpool, table: Table, spec: Spec, registry: pl.DataFrame, sh
     for piece in table.read(spec.required, {**TIMES, **spec.optional}, spool.advance):
         rows, has_times = with_times(_identified(piece, visit, registry))
         timed |= has_times
-        short[spec.name] += int(rows["short"].sum())
+        short.update({spec.name: int(rows["short"].sum())})
         unreadable = {column: int(rows.select(bad.sum()).item()) for column, bad in spec.numbers.items()}
         found = piece.unreadable | {column: count for column, count in unreadable.items() if count}
-        spool.add(replace(piece, rows=rows, unreadable=found), *spec.events(rows), no_time=NO_TIME)
+        generation = {"start", "date", *({"stop"} if "start" in piece.absent else ())}
+        absent = tuple(column for column in piece.absent if column not in generation)
+        piece = replace(piece, rows=rows, unreadable=found, absent=absent)
+        spool.add(piece, *spec.events(rows), no_time=NO_TIME)
     return timed
 
 

@@ -330,15 +330,18 @@ def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
     return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()
 
 
+_EXPECTED = {"id": ("whole numbers", "such as 17 or 17.0"), "text": ("text", "one value per row")}
+
+
 def _refuse(bad: pl.Series, values: pl.Series, file: Path, row: pl.Series, kind: Kind) -> None:
     if not bad.any():
         return
     first = bad.arg_true()[0]
+    name, expected = _EXPECTED.get(kind, ("times", "such as 2020-01-31 08:00:00 or 2020-01-31"))
     raise DataError(
-        f"column {values.name} of {file} has {int(bad.sum())} values that are no "
-        + ("whole numbers" if kind == "id" else "times"),
+        f"column {values.name} of {file} has {int(bad.sum())} values that are no {name}",
         got=f"{values[first]!r} in row {row[first]}",
-        expected="such as 17 or 17.0" if kind == "id" else "such as 2020-01-31 08:00:00 or 2020-01-31",
+        expected=expected,
     )
 
 
@@ -399,6 +402,8 @@ def _times(values: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _numbers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    if values.dtype.is_nested() or values.dtype.is_temporal():
+        return _empty(values.name, "number", len(values)), values.is_not_null()
     given = _stripped(values) if values.dtype == pl.String else values
     number = given.cast(pl.Float64, strict=False)
     missing = given.is_null()
@@ -409,6 +414,8 @@ def _numbers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _texts(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    if values.dtype.is_nested():
+        return _empty(values.name, "text", len(values)), values.is_not_null()
     typed = _stripped(values.cast(pl.String, strict=False))
     return typed, _none(values)
 
