@@ -23,7 +23,7 @@ NEWEST = {
     "encounters": f"""
         Id,START,STOP,PATIENT,ORGANIZATION,PROVIDER,PAYER,ENCOUNTERCLASS,CODE,DESCRIPTION,BASE_ENCOUNTER_COST,REASONCODE
         {CLINIC},2020-03-01T08:30:00Z,2020-03-01T08:45:00Z,{ANNA},o,p,q,wellness,162673000,General examination,77.49,
-        {STAY},2020-04-01T23:00:00Z,2020-04-03T10:00:00Z,{ANNA},o,p,q,inpatient,183452005,Encounter Inpatient,9.1,22298006
+        {STAY},2020-04-01T23:00:00Z,2020-04-03T10:00:00Z,{ANNA},o,p,q,inpatient,183452005,Inpatient,9.1,22298006
         {ER},2021-05-31T23:00:00Z,2021-06-01T00:30:00Z,{BERT},o,p,q,emergency,50849002,Emergency room admission,77.49,
     """,
     "conditions": f"""
@@ -181,7 +181,7 @@ def test_kinds_and_descriptions(dataset):
     assert codes["CVX//140"] == ["Influenza  seasonal  injectable  preservative free", "drug", False]
     assert codes["SNOMED//53950000"] == ["Respiratory therapy", "procedure", False]
     assert codes["IMAGING//CT//51185008"] == ["Computed Tomography, Chest", "procedure", False]
-    assert codes["HOSPITAL_ADMISSION//SNOMED//183452005"] == ["Encounter Inpatient", "encounter", False]
+    assert codes["HOSPITAL_ADMISSION//SNOMED//183452005"] == ["Inpatient", "encounter", False]
     assert set(codes) == set(events_of(dataset)["code"])
 
 
