@@ -6,6 +6,7 @@ Source: Johnson et al. 2023, doi:10.1038/s41597-022-01899-x; https://mimic.mit.e
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -160,7 +161,7 @@ def _admissions(tables: dict[str, Table]) -> Piece:
     rows = piece.rows.with_columns(
         discharged=pl.when(pl.col("dischtime").is_not_null() & (last >= pl.col("admittime"))).then(last)
     )
-    return Piece(piece.table, piece.file, rows.sort("subject_id", "admittime", "hadm_id"), piece.unreadable)
+    return replace(piece, rows=rows.sort("subject_id", "admittime", "hadm_id"))
 
 
 def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[str, int]:
@@ -174,7 +175,7 @@ def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[s
     rows = rows.with_columns(died=pl.coalesce("deathtime", end_of_day("dod")))
     birth = _birth()
     spool.add(
-        Piece(patients.table, patients.file, rows),
+        replace(patients, rows=rows),
         event(rows, pl.lit(BIRTH_CODE), birth, "demographic", description=pl.lit("Birth"), where=birth.is_not_null()),
         event(rows, named("GENDER", "gender"), None, "demographic", where=pl.col("gender").is_not_null()),
         event(
@@ -199,6 +200,7 @@ def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[s
         ),
         of_visit(named("HOSPITAL_DISCHARGE", pl.col("discharge_location").fill_null("UNKNOWN")), "discharged"),
         no_time="admission or discharge without a time, or discharge before admission",
+        contradictions={"edouttime before edregtime": pl.col("edouttime") < pl.col("edregtime")},
     )
     in_hospital = visits.filter(pl.col("deathtime").is_not_null())
     died = rows.filter(pl.col("deathtime").is_not_null() & pl.col("dod").is_not_null())

@@ -85,6 +85,11 @@ def _unless(number: pl.Expr, text: str) -> pl.Expr:
     return pl.when(number.is_null()).then(pl.col(text))
 
 
+def _unless_before(end: str, start: str) -> pl.Expr:
+    """The end, null where it is before the start."""
+    return pl.when((pl.col(end) >= pl.col(start)).fill_null(True)).then(end)
+
+
 def _transfers(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
     code = named("TRANSFER_TO", "eventtype", pl.col("careunit").fill_null("UNKNOWN"))
     return [event(rows, code, pl.col("intime"), "encounter", visit=VISIT)]
@@ -191,7 +196,7 @@ def _icu_stays(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
     left = named("ICU_DISCHARGE", pl.col("last_careunit").fill_null("UNKNOWN"))
     return [
         event(rows, entered, pl.col("intime"), "encounter", visit=VISIT),
-        event(rows, left, pl.col("outtime"), "encounter", visit=VISIT),
+        event(rows, left, _unless_before("outtime", "intime"), "encounter", visit=VISIT),
     ]
 
 
@@ -215,8 +220,9 @@ def _icu_procedures(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
             description=pl.concat_str([label, pl.lit(", start")]),
         ),
         event(
-            rows, named("PROCEDURE", pl.lit("END"), "itemid"), pl.col("endtime"), "procedure", visit=VISIT,
-            value=pl.col("value"), unit=pl.col("valueuom"), description=pl.concat_str([label, pl.lit(", end")]),
+            rows, named("PROCEDURE", pl.lit("END"), "itemid"), _unless_before("endtime", "starttime"), "procedure",
+            visit=VISIT, value=pl.col("value"), unit=pl.col("valueuom"),
+            description=pl.concat_str([label, pl.lit(", end")]),
         ),
     ]  # fmt: skip
 
@@ -224,6 +230,7 @@ def _icu_procedures(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
 _OF_ADMISSION: dict[str, Kind] = {"subject_id": "id", VISIT: "id"}
 _ICD: dict[str, Kind] = {**_OF_ADMISSION, "icd_code": "text", "icd_version": "id"}
 _NO_DISCHARGE = "admission unknown, or without a time of discharge"
+_NO_END = "start or end without a time, or end before the start"
 SPECS = (
     Spec(
         "hosp/transfers", {**_OF_ADMISSION, "eventtype": "text", "intime": "time"}, _transfers, {"careunit": "text"},
@@ -261,7 +268,7 @@ SPECS = (
     Spec(
         "icu/icustays",
         {**_OF_ADMISSION, "intime": "time", "outtime": "time"}, _icu_stays,
-        {"first_careunit": "text", "last_careunit": "text"},
+        {"first_careunit": "text", "last_careunit": "text"}, no_time=_NO_END,
     ),
     Spec(
         "icu/outputevents", {**_OF_ADMISSION, "itemid": "id", "charttime": "time", "value": "number"}, _outputs,
@@ -270,6 +277,6 @@ SPECS = (
     Spec(
         "icu/procedureevents",
         {**_OF_ADMISSION, "itemid": "id", "starttime": "time", "endtime": "time", "value": "number"}, _icu_procedures,
-        {"valueuom": "text"},
+        {"valueuom": "text"}, no_time=_NO_END,
     ),
 )  # fmt: skip
