@@ -1,5 +1,6 @@
 """Synthea's own CSV export, as OHDSI's dbt-synthea ships it: 27 patients."""
 
+import hashlib
 import os
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sources import import_source
-from ehrsequencing.data.sources.identifiers import identifier
 from ehrsequencing.errors import LabelError
 from ehrsequencing.tasks.cohorts import build_labels
 
@@ -19,6 +19,12 @@ pytestmark = pytest.mark.skipif(
     not os.environ.get("EHRSEQ_DATA") or not RAW.exists(),
     reason="EHRSEQ_DATA does not name a folder with synthea_csv",
 )
+
+
+def identifier(text):
+    return int(hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), 16) >> 1
+
+
 TABLES = {
     "conditions": ("START", "SNOMED//", 438),
     "medications": ("START", "RXNORM//", 663),

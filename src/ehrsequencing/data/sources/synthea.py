@@ -205,8 +205,11 @@ class _Finish:
     def _one_image(self, events: pl.DataFrame) -> pl.DataFrame:
         if self.images is None:
             return events
-        first = pl.struct(SUBJECT, "time", "code", VISIT, "table").is_first_distinct()
-        kept = events.filter((pl.col("table") != self.images) | first)
+        images = events.filter(pl.col("table") == self.images)
+        if images.is_empty():
+            return events
+        first = images.unique([SUBJECT, "time", "code", VISIT], keep="first", maintain_order=True)
+        kept = pl.concat([events.filter(pl.col("table") != self.images), first])
         self.conflicts["further_images_of_a_study"] += len(events) - len(kept)
         return kept
 

@@ -39,6 +39,8 @@ TIME_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f",
     "%Y-%m-%d %H:%M",
 )
+USUAL_FORMATS = (TIME_FORMATS[0], "%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ")
+"""A column is read as its first value is, and then, where a value is written otherwise, in every way."""
 ZONED_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z")
 TYPES: dict[Kind, pl.DataType] = {
     "id": pl.Int64(),
@@ -380,7 +382,9 @@ def _identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 def _times(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     if values.dtype == pl.String:
-        typed = values.str.to_datetime(TIME_FORMATS[0], time_unit="us", strict=False)
+        first = values.drop_nulls().head(1)
+        usual = (form for form in USUAL_FORMATS if first.str.to_datetime(form, strict=False).count())
+        typed = values.str.to_datetime(next(usual, TIME_FORMATS[0]), time_unit="us", strict=False)
         if typed.null_count() == values.null_count():
             return typed, _none(values)
         text = _stripped(values)

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from meds import CodeMetadataSchema, DataSchema, SubjectSplitSchema
-from raw_tables import events_of, rows_of
+from raw_tables import events_of, number_of, rows_of
 from tests.hostile import check_account
 
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.sources import import_source
-from ehrsequencing.data.sources.identifiers import identifier
 from ehrsequencing.data.synthetic import synthesise
 from ehrsequencing.errors import DataError, SplitError
 
@@ -160,7 +159,7 @@ def test_columns_of_mimic_iv_meds(tmp_path):
 def test_visits_that_are_text(tmp_path):
     rows = frame(visit_id=["17", "18.0", None, "enc-9", "enc-9", None, None])
     visits = events_of(load(tmp_path, {"0.parquet": rows}))["visit_id"].drop_nulls().to_list()
-    assert sorted(visits) == sorted([17, 18, identifier("enc-9"), identifier("enc-9")])
+    assert sorted(visits) == sorted([17, 18, number_of("enc-9"), number_of("enc-9")])
 
 
 def test_a_subject_in_several_files_becomes_whole(tmp_path):
@@ -284,7 +283,7 @@ def test_every_row_is_there_or_counted(tmp_path_factory, rows, cut, unit):
         dropped += wrong
         if not wrong:
             number = value if value == 1.5 else None
-            expected.append((subject, time, code, number, {None: None, "x": identifier("x")}.get(visit, 7)))
+            expected.append((subject, time, code, number, {None: None, "x": number_of("x")}.get(visit, 7)))
     for single in ("MEDS_BIRTH", "MEDS_DEATH"):
         for subject in (1, 2, 3):
             several = sorted(
