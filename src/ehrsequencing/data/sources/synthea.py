@@ -15,7 +15,7 @@ import polars as pl
 
 from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
-from ehrsequencing.data.sources.finishing import end_days, known_visits
+from ehrsequencing.data.sources.finishing import end_days
 from ehrsequencing.data.sources.identifiers import refuse_collisions, with_identifier
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, EventSpool, event, named, summary
 from ehrsequencing.data.sources.synthea_tables import (
@@ -194,10 +194,9 @@ class _Finish:
         events = end_days(events, self.timed)
         if self.visits is not None:
             _refuse_repeated_visits(events.filter(pl.col("table") == self.visits))
-            events, unknown = known_visits(events, self.visits)
-            self.conflicts["events_of_encounters_that_are_not_in_encounters"] += unknown
             spans = _spans(events, self.visits)
-            events, early = _not_before_visits(events, spans)
+            events, unknown, early = _in_visits(events, spans)
+            self.conflicts["events_of_encounters_that_are_not_in_encounters"] += unknown
             self.conflicts["events_before_their_encounter_stamped_at_its_start"] += early
             events = _stops_in_visits(events, spans, self.visits)
         return self._one_image(events)
@@ -231,11 +230,18 @@ def _spans(events: pl.DataFrame, visits: int) -> pl.DataFrame:
     return times.select(SUBJECT, VISIT, "begin", over=pl.col("end").dt.truncate("1d") + pl.duration(days=1))
 
 
-def _not_before_visits(events: pl.DataFrame, spans: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """Stamp what began before the encounter that recorded it at the encounter's start; tell how many they are."""
+def _in_visits(events: pl.DataFrame, spans: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
+    """Take `visit_id` from events without a known encounter, and stamp what began before its encounter at its start.
+
+    Returns:
+        The events, how many had an unknown encounter, and how many began before it.
+    """
     events = events.join(spans.drop("over"), on=[SUBJECT, VISIT], how="left", maintain_order="left")
-    early = events.select((pl.col("time") < pl.col("begin")).sum()).item()
-    return events.with_columns(time=pl.max_horizontal("time", "begin")).drop("begin"), early
+    unknown = pl.col(VISIT).is_not_null() & pl.col("begin").is_null()
+    counts = events.select(unknown=unknown.sum(), early=(pl.col("time") < pl.col("begin")).sum()).row(0)
+    known = pl.when(pl.col("begin").is_not_null()).then(VISIT)
+    events = events.with_columns(known.alias(VISIT), time=pl.max_horizontal("time", "begin")).drop("begin")
+    return events, *counts
 
 
 def _stops_in_visits(events: pl.DataFrame, spans: pl.DataFrame, visits: int) -> pl.DataFrame:
