@@ -83,7 +83,7 @@ def find_layout(src: Path) -> tuple[Path, list[Shard]]:
         DataError: no such file, no parquet file, no row, or a file is damaged.
     """
     if src.is_file():
-        root, files, data = src.parent, [src], src.parent
+        root, files, data = src.parent, [src] if src.suffix == ".parquet" else [], src.parent
     else:
         root, data = src, src / "data"
         found = data.rglob("*.parquet") if data.is_dir() else src.glob("*.parquet")
@@ -91,7 +91,7 @@ def find_layout(src: Path) -> tuple[Path, list[Shard]]:
         data = data if data.is_dir() else src
     if not files:
         raise DataError(
-            f"{src} is no MEDS dataset", got="no data/**/*.parquet" if src.exists() else "no such file or folder",
+            f"{src} is no MEDS dataset", got="no *.parquet" if src.exists() else "no such file or folder",
             expected="a folder with data/, a folder with parquet files, or one parquet file",
         )  # fmt: skip
     shards = [shard for file in files if (shard := _shard(file, file.relative_to(data).parts)) is not None]

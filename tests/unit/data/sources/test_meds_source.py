@@ -338,7 +338,7 @@ def test_errors_of_splits(tmp_path, events, splits, message):
         ({"0.parquet": frame(time=["x"] * 7)}, "column time of .*0.parquet has 7 values that are no times"),
         ({"0.parquet": frame()[:0]}, "raw has no events; got 1 empty files"),
         ({"0.parquet": frame(subject_id=[None] * 7)}, "raw has no subject"),
-        ({}, r"raw is no MEDS dataset; got no data/\*\*/\*.parquet; expected a folder with data/"),
+        ({}, r"raw is no MEDS dataset; got no \*.parquet; expected a folder with data/"),
         ({"0.parquet": frame(code=[["a"]] * 7)}, "column code of .*0.parquet has 7 values that are no text"),
     ],
 )
@@ -366,6 +366,9 @@ def test_damaged_files(tmp_path):
         import_source("meds", raw, tmp_path / "meds")
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_file_that_is_not_there_or_of_another_kind(tmp_path):
+    (tmp_path / "events.csv").write_text("subject_id,time,code\n1,,A\n")
+    with pytest.raises(DataError, match=r"events.csv is no MEDS dataset; got no \*.parquet"):
+        import_source("meds", tmp_path / "events.csv", tmp_path / "meds")
     with pytest.raises(DataError, match="nothing is no MEDS dataset; got no such file or folder"):
         import_source("meds", tmp_path / "nothing", tmp_path / "meds")
