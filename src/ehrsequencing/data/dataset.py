@@ -160,7 +160,7 @@ class MedsWriter:
         if not shards:
             raise DataError(f"{self.path} would have no events", expected="at least one subject")
         by_subject = pl.concat([frame.with_columns(split=pl.lit(path.parent.name)) for path, frame in splits])
-        _refuse_shared_subjects(by_subject)
+        refuse_shared_subjects(by_subject)
         used = pl.concat([pl.scan_parquet(path).select(pl.col("code").unique()) for path in shards]).unique().collect()
         if unknown := sorted(set(used["code"]) - set(codes["code"])):
             raise DataError("codes in the data are missing from the code table", got=name_some(unknown), expected="all")
@@ -300,7 +300,7 @@ class MedsDataset:
     @property
     def _stated_codes(self) -> pl.DataFrame:
         file = self.path / CODES_FILE
-        table = _read_table(file) if file.exists() else pl.DataFrame(schema={"code": pl.String})
+        table = read_table(file) if file.exists() else pl.DataFrame(schema={"code": pl.String})
         if "code" not in table.columns:
             raise DataError(f"{file} lacks code", got=", ".join(table.columns), expected="code")
         return table
@@ -316,7 +316,7 @@ class MedsDataset:
         file = self.path / OBSERVATION_FILE
         if not file.exists():
             return None
-        table = _read_table(file)
+        table = read_table(file)
         for column in ("subject_id", "observation_end"):
             if column not in table.columns:
                 raise DataError(f"{file} lacks {column}", got=", ".join(table.columns))
@@ -337,7 +337,8 @@ class MedsDataset:
         return hash_bytes(*parts)
 
 
-def _read_table(file: Path) -> pl.DataFrame:
+def read_table(file: Path) -> pl.DataFrame:
+    """A parquet file of the metadata, as it is; DataError where it is none."""
     try:
         return pl.read_parquet(file)
     except (pl.exceptions.ComputeError, OSError) as problem:
@@ -378,8 +379,12 @@ def _lacks_codes(events: pl.LazyFrame, file: Path) -> bool:
     return bool(collect(events.select(pl.col("code").is_null().any()), str(file)).item())
 
 
-def _refuse_shared_subjects(subjects: pl.DataFrame) -> None:
-    """`subjects`: one row per (shard, subject) with its split."""
+def refuse_shared_subjects(subjects: pl.DataFrame) -> None:
+    """SplitError or DataError where a subject is there twice.
+
+    Args:
+        subjects: Columns `subject_id`, `split`; one row per subject and shard.
+    """
     repeated = subjects.group_by("subject_id").agg(pl.len(), pl.col("split").unique()).filter(pl.col("len") > 1)
     if repeated.is_empty():
         return
@@ -425,12 +430,12 @@ def _assign_splits(path: Path, found: list[tuple[Path, pl.DataFrame]]) -> dict[P
                 got=f"subject {name_some(missing['subject_id'])}", expected="every subject",
                 remedy="add them, or remove the file to have subjects split by hash",
             )  # fmt: skip
-        _refuse_shared_subjects(everyone)
+        refuse_shared_subjects(everyone)
     return shards
 
 
 def _stated_splits(file: Path) -> pl.DataFrame:
-    table = _read_table(file)
+    table = read_table(file)
     if missing := [column for column in ("subject_id", "split") if column not in table.columns]:
         raise SplitError(f"{file} lacks {', '.join(missing)}", got=", ".join(table.columns))
     table = table.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique()
@@ -441,5 +446,5 @@ def _stated_splits(file: Path) -> pl.DataFrame:
             expected=", ".join(SPLITS),
             remedy="rename them",
         )
-    _refuse_shared_subjects(table)
+    refuse_shared_subjects(table)
     return table

@@ -71,6 +71,18 @@ SOURCES: dict[str, Source] = {
             "a folder of tables (person at least) as CSV, CSV.gz or parquet",
             "ehrsequencing.data.sources.omop:load",
         ),
+        Source(
+            "synthea",
+            "Synthea's native CSV export, every generation of it",
+            "a folder of tables (patients at least) as CSV, CSV.gz or parquet",
+            "ehrsequencing.data.sources.synthea:load",
+        ),
+        Source(
+            "meds",
+            "Any MEDS dataset, 0.3 or 0.4: checked, sorted, each subject whole in one shard",
+            "a dataset's folder, a folder with parquet files, or one parquet file",
+            "ehrsequencing.data.sources.meds:load",
+        ),
     )
 }
 

@@ -14,6 +14,7 @@ import polars as pl
 
 from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import DEATH_CODE
+from ehrsequencing.data.sources.finishing import end_days, first_only, known_visits
 from ehrsequencing.data.sources.omop_concepts import (
     PLACEHOLDER,
     VITALS,
@@ -37,8 +38,6 @@ from ehrsequencing.data.sources.omop_tables import (
     with_times,
 )
 from ehrsequencing.data.sources.spool import (
-    DATE_ONLY,
-    MIDNIGHT,
     EventSpool,
     merge_codes,
     summary,
@@ -175,29 +174,13 @@ class _Finish:
             unit=pl.coalesce("found_unit", "unit"),
             text_value=pl.coalesce("found_text", "text_value"),
         ).drop("resolved", "found_unit", "found_text")
-        return self._one_death(self._known_visits(self._ended_days(events)))
-
-    def _ended_days(self, events: pl.DataFrame) -> pl.DataFrame:
-        if not self.timed:
-            return events
-        by_day = (pl.col("clock") == DATE_ONLY) | ((pl.col("clock") == MIDNIGHT) & ~pl.col("table").is_in(self.timed))
-        end = pl.col("time") + pl.duration(days=1) - pl.duration(seconds=1)
-        return events.with_columns(time=pl.when(by_day).then(end).otherwise("time"))
-
-    def _known_visits(self, events: pl.DataFrame) -> pl.DataFrame:
-        if self.visits is None:
-            return events
-        known = events.filter(pl.col("table") == self.visits).select("subject_id", "visit_id", known=True).unique()
-        events = events.join(known, on=["subject_id", "visit_id"], how="left", maintain_order="left")
-        unknown = pl.col("visit_id").is_not_null() & pl.col("known").is_null()
-        self.conflicts["events_of_visits_that_are_not_in_visit_occurrence"] += events.select(unknown.sum()).item()
-        return events.with_columns(visit_id=pl.when(pl.col("known")).then("visit_id")).drop("known")
-
-    def _one_death(self, events: pl.DataFrame) -> pl.DataFrame:
-        deaths = events.filter(pl.col("code") == DEATH_CODE)
-        first = deaths.sort("time", maintain_order=True).unique("subject_id", keep="first", maintain_order=True)
-        self.conflicts["further_deaths_of_a_person"] += len(deaths) - len(first)
-        return pl.concat([events.filter(pl.col("code") != DEATH_CODE), first])
+        events = end_days(events, self.timed)
+        if self.visits is not None:
+            events, unknown = known_visits(events, self.visits)
+            self.conflicts["events_of_visits_that_are_not_in_visit_occurrence"] += unknown
+        events, further = first_only(events, DEATH_CODE)
+        self.conflicts["further_deaths_of_a_person"] += further
+        return events
 
 
 def _code_table(book: pl.DataFrame, resolved: pl.DataFrame) -> pl.DataFrame:

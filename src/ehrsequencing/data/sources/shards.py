@@ -16,8 +16,10 @@ PROGRESS_BYTES = 16 << 20
 
 def shards_of(subjects: pl.DataFrame, total: int) -> pl.DataFrame:
     """Columns `subject_id`, `split`, `number` (within the split), `shard` (over all), by ascending identifier."""
-    ordered = subjects.select("subject_id").sort("subject_id")
-    ordered = ordered.with_columns(split=pl.Series(split_of(ordered["subject_id"].to_numpy()), dtype=pl.String))
+    ordered = subjects.sort("subject_id")
+    if "split" not in ordered.columns:
+        ordered = ordered.with_columns(split=pl.Series(split_of(ordered["subject_id"].to_numpy()), dtype=pl.String))
+    ordered = ordered.select("subject_id", "split")
     parts, first = [], 0
     for split in SPLITS:
         rows = ordered.filter(pl.col("split") == split)

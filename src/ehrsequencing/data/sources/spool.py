@@ -101,7 +101,8 @@ class EventSpool:
     ) -> None:
         """Args:
         folder: For temporary files. Those that a killed import left there, of the same input, are taken up.
-        subjects: `subject_id` (Int64, each once) and `birth` (Datetime, null where unknown).
+        subjects: `subject_id` (Int64, each once), `birth` (Datetime, null where unknown) and, where the source has
+            splits, `split`.
         tables: What will be read; their sizes choose the number of shards.
         registry: Name of the table of subjects, for messages.
         strict: An event that would be dropped is an error.
@@ -112,11 +113,8 @@ class EventSpool:
         rows = sum(size / BYTES_PER_ROW[file.suffix] for file, size in sizes.items())
         self.shards = shards_of(subjects, min(MAX_SHARDS, int(rows // EVENTS_PER_SHARD) + 1))
         plausible = pl.when(pl.col("birth").is_between(EARLIEST, LATEST)).then("birth")
-        self._subjects = (
-            self.shards.select("subject_id", "shard")
-            .join(subjects.with_columns(birth=plausible), on="subject_id")
-            .sort("subject_id")
-        )
+        births = subjects.select("subject_id", birth=plausible)
+        self._subjects = self.shards.select("subject_id", "shard").join(births, on="subject_id").sort("subject_id")
         self._progress = ImportProgress(sizes, self.shards["shard"].n_unique(), progress)
         self.tables: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, dict[str, Any]] = {}

@@ -39,6 +39,8 @@ TIME_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f",
     "%Y-%m-%d %H:%M",
 )
+USUAL_FORMATS = (TIME_FORMATS[0], "%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ")
+"""A column is read as its first value is, and then, where a value is written otherwise, in every way."""
 ZONED_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z")
 TYPES: dict[Kind, pl.DataType] = {
     "id": pl.Int64(),
@@ -93,7 +95,7 @@ class Table:
         """
         wanted = {**required, **(optional or {})}
         for file in self.files:
-            found = _columns(file)
+            found = column_names(file)
             if missing := [column for column in required if column not in found]:
                 raise DataError(
                     f"{file} lacks {', '.join(missing)}",
@@ -221,8 +223,12 @@ def _is_part(path: Path) -> bool:
     return path.is_file() and not path.name.startswith((".", "_")) and _table_name(path) is not None
 
 
-def _columns(file: Path) -> dict[str, str]:
-    """Lower-case column names to the names as written."""
+def column_names(file: Path) -> dict[str, str]:
+    """Lower-case column names to the names as written.
+
+    Raises:
+        DataError: the file is empty or damaged, or repeats a name.
+    """
     if file.suffix == ".parquet":
         with _named_problems(file):
             names = pq.read_schema(file).names
@@ -326,15 +332,18 @@ def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
     return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()
 
 
+_EXPECTED = {"id": ("whole numbers", "such as 17 or 17.0"), "text": ("text", "one value per row")}
+
+
 def _refuse(bad: pl.Series, values: pl.Series, file: Path, row: pl.Series, kind: Kind) -> None:
     if not bad.any():
         return
     first = bad.arg_true()[0]
+    name, expected = _EXPECTED.get(kind, ("times", "such as 2020-01-31 08:00:00 or 2020-01-31"))
     raise DataError(
-        f"column {values.name} of {file} has {int(bad.sum())} values that are no "
-        + ("whole numbers" if kind == "id" else "times"),
+        f"column {values.name} of {file} has {int(bad.sum())} values that are no {name}",
         got=f"{values[first]!r} in row {row[first]}",
-        expected="such as 17 or 17.0" if kind == "id" else "such as 2020-01-31 08:00:00 or 2020-01-31",
+        expected=expected,
     )
 
 
@@ -373,7 +382,9 @@ def _identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 def _times(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     if values.dtype == pl.String:
-        typed = values.str.to_datetime(TIME_FORMATS[0], time_unit="us", strict=False)
+        first = values.drop_nulls().head(1)
+        usual = (form for form in USUAL_FORMATS if first.str.to_datetime(form, strict=False).count())
+        typed = values.str.to_datetime(next(usual, TIME_FORMATS[0]), time_unit="us", strict=False)
         if typed.null_count() == values.null_count():
             return typed, _none(values)
         text = _stripped(values)
@@ -395,6 +406,8 @@ def _times(values: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _numbers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    if values.dtype.is_nested() or values.dtype.is_temporal():
+        return _empty(values.name, "number", len(values)), values.is_not_null()
     given = _stripped(values) if values.dtype == pl.String else values
     number = given.cast(pl.Float64, strict=False)
     missing = given.is_null()
@@ -405,6 +418,8 @@ def _numbers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _texts(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    if values.dtype.is_nested():
+        return _empty(values.name, "text", len(values)), values.is_not_null()
     typed = _stripped(values.cast(pl.String, strict=False))
     return typed, _none(values)
 

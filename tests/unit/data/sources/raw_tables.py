@@ -1,6 +1,7 @@
 """Raw tables small enough to write down, as files."""
 
 import gzip
+import hashlib
 from pathlib import Path
 
 import polars as pl
@@ -26,6 +27,11 @@ def write_table(file: Path, text: str) -> None:
         ).write_parquet(file)
     else:
         file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+
+
+def number_of(text: str) -> int:
+    """The number of an identifier that is text."""
+    return int(hashlib.blake2b(text.lower().encode(), digest_size=8).hexdigest(), 16) >> 1
 
 
 def events_of(dataset: MedsDataset) -> pl.DataFrame:
