@@ -52,13 +52,8 @@ def event(
     description: pl.Expr | None = None,
     clock: pl.Expr | None = None,
     where: pl.Expr | None = None,
-    withdrawn: pl.Expr | None = None,
 ) -> pl.DataFrame:
-    """One event per row of a table's piece, as `EventSpool.add` takes them.
-
-    `time` is None for undated facts. `withdrawn` says why the publisher marks the row as no observation (an error, a
-    missing value), and is null elsewhere: such rows are counted as dropped, and are no error with `strict` either.
-    """
+    """One event per row of a table's piece, as `EventSpool.add` takes them; `time` None for undated facts."""
     nothing = pl.lit(None)
     return rows.filter(pl.lit(True) if where is None else where).select(
         "row",
@@ -73,7 +68,6 @@ def event(
         kind=pl.lit(kind),
         description=(nothing if description is None else description).cast(pl.String),
         undated=pl.lit(time is None),
-        withdrawn=(nothing if withdrawn is None else withdrawn).cast(pl.String),
     )
 
 
@@ -172,7 +166,6 @@ class EventSpool:
             f"more than {MAX_AGE_YEARS} years after birth": age > MAX_AGE_YEARS * DAYS_PER_YEAR * MICROSECONDS_PER_DAY,
         }
         reason = pl.coalesce(
-            "withdrawn",
             *(pl.when(wrong.fill_null(False)).then(pl.lit(name)) for name, wrong in reasons.items()), pl.lit(None)
         )
         joined = joined.with_columns(reason=reason)
@@ -196,11 +189,10 @@ class EventSpool:
         return events.hstack(columns.select(pl.when(found).then(pl.all())))
 
     def _drop(self, piece: Piece, rows: pl.DataFrame) -> None:
-        lost = rows.filter(pl.col("withdrawn").is_null())
-        if self.strict and len(lost):
-            first = lost.row(0, named=True)
+        if self.strict:
+            first = rows.row(0, named=True)
             raise DataError(
-                f"{piece.file} has {len(lost)} events that would be dropped",
+                f"{piece.file} has {len(rows)} events that would be dropped",
                 got=f"{first['reason']}: subject {first['subject_id']}, code {first['code']}, time {first['time']} "
                 f"in row {first['row']}",
                 remedy="mend the row, or import without strict to drop and count such events",
