@@ -22,7 +22,6 @@ from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.schema import DEATH_CODE, SPLITS
 from ehrsequencing.data.synthetic import BLOCK, MAX_DEFAULT_WORKERS, RELEASE, SUBJECTS_PER_SEED, entry_days
 from ehrsequencing.data.synthetic_disease import MAX_STEPS, static_keys
-from ehrsequencing.data.synthetic_events import MINUTES_PER_DAY
 from ehrsequencing.data.synthetic_filter import (
     MINUTES_PER_STEP,
     STATE_OF,
@@ -36,6 +35,7 @@ from ehrsequencing.data.synthetic_forward import imagine, stand, steps_ahead
 from ehrsequencing.data.synthetic_model import Model, load_model
 from ehrsequencing.data.synthetic_particles import ISLANDS, filter_particles, standard_error
 from ehrsequencing.data.synthetic_random import subject_keys
+from ehrsequencing.data.synthetic_visits import MINUTES_PER_DAY
 from ehrsequencing.errors import ConfigError, DataError, LabelError
 from ehrsequencing.io import hash_bytes, write_bytes
 

@@ -24,18 +24,11 @@ from ehrsequencing.data.dataset import OBSERVATION_FILE, MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, SPLITS
 from ehrsequencing.data.splits import split_of
 from ehrsequencing.data.synthetic_disease import DAYS_PER_STEP, newborn, replay, static_keys
-from ehrsequencing.data.synthetic_events import (
-    MINUTES_PER_DAY,
-    Events,
-    Trajectories,
-    Visits,
-    collect,
-    emit,
-    plan_visits,
-)
+from ehrsequencing.data.synthetic_events import Events, emit
 from ehrsequencing.data.synthetic_model import MEMORY, TRAITS, Model, load_model
 from ehrsequencing.data.synthetic_random import derive, integers, subject_keys, uniform
 from ehrsequencing.data.synthetic_statistics import BlockStatistics, summarise
+from ehrsequencing.data.synthetic_visits import MINUTES_PER_DAY, Trajectories, Visits, collect, plan_visits
 from ehrsequencing.errors import ConfigError, DataError
 
 Mode = Literal["realistic", "random"]

@@ -26,8 +26,8 @@ from ehrsequencing.data.synthetic_emission import (
     split_key,
     value_bins,
 )
-from ehrsequencing.data.synthetic_events import MINUTES_PER_DAY, Trajectories, Visits, plan_visits
 from ehrsequencing.data.synthetic_model import Model, load_model
+from ehrsequencing.data.synthetic_visits import MINUTES_PER_DAY, Trajectories, Visits, plan_visits
 from ehrsequencing.data.values import ValueStatistics
 from ehrsequencing.data.vocabulary import Vocabulary
 from ehrsequencing.errors import ConfigError, DataError

@@ -17,8 +17,6 @@ from ehrsequencing.data.synthetic_events import (
     REFILL_VISIT,
     REPEATED_PANELS,
     Emitter,
-    Trajectories,
-    Visits,
 )
 from ehrsequencing.data.synthetic_model import Model
 from ehrsequencing.data.synthetic_patterns import (
@@ -29,6 +27,7 @@ from ehrsequencing.data.synthetic_patterns import (
     latest_before,
 )
 from ehrsequencing.data.synthetic_random import derive, uniform
+from ehrsequencing.data.synthetic_visits import Trajectories, Visits
 from ehrsequencing.data.values import ValueStatistics
 
 COLUMNS = 40_000

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.data.synthetic_disease import BURN_IN_MONTHS, BURN_IN_STEPS, DAYS_PER_STEP
-from ehrsequencing.data.synthetic_events import ACUTE_DAYS, CLINIC_DAYS, FIRST_ACUTE_DAY, MINUTES_PER_DAY
 from ehrsequencing.data.synthetic_model import RING, Model, log_rate, threshold
 from ehrsequencing.data.synthetic_patterns import (
     REACTION_ATTACK,
@@ -27,6 +26,7 @@ from ehrsequencing.data.synthetic_patterns import (
     SPELL_SIZE,
     SPELL_STATE,
 )
+from ehrsequencing.data.synthetic_visits import ACUTE_DAYS, CLINIC_DAYS, FIRST_ACUTE_DAY, MINUTES_PER_DAY
 
 MINUTES_PER_STEP = DAYS_PER_STEP * MINUTES_PER_DAY
 STATE_OF = {SPELL_ATTACK: SPELL_STATE, REACTION_ATTACK: REACTION_STATE, RING_ATTACK: RING_STATE}

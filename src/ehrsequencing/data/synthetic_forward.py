@@ -10,16 +10,10 @@ import numpy as np
 
 from ehrsequencing.data.synthetic import death_minutes, trajectories
 from ehrsequencing.data.synthetic_disease import DAYS_PER_STEP, States, fork, fresh_keys, newborn, replay, static_keys
-from ehrsequencing.data.synthetic_events import (
-    MINUTES_PER_DAY,
-    Trajectories,
-    Visits,
-    collect,
-    emit,
-    plan_visits,
-)
+from ehrsequencing.data.synthetic_events import emit
 from ehrsequencing.data.synthetic_model import Model
 from ehrsequencing.data.synthetic_random import subject_keys
+from ehrsequencing.data.synthetic_visits import MINUTES_PER_DAY, Trajectories, Visits, collect, plan_visits
 
 COLUMNS = 20_000
 """Futures that live side by side in memory, about 100 MB."""

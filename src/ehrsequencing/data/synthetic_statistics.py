@@ -10,8 +10,8 @@ import polars as pl
 
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE
 from ehrsequencing.data.synthetic_disease import DAYS_PER_STEP
-from ehrsequencing.data.synthetic_events import Trajectories, Visits
 from ehrsequencing.data.synthetic_model import Model
+from ehrsequencing.data.synthetic_visits import Trajectories, Visits
 
 MIN_ONSET_AGE_YEARS = 40
 _PER_PERSON = ("events", "visits", "years")

@@ -7,10 +7,11 @@ from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.oracle import oracle_frame, outcome_of
 from ehrsequencing.data.synthetic import block_frame, death_minutes, entry_days, synthesise, trajectories
 from ehrsequencing.data.synthetic_disease import static_keys
-from ehrsequencing.data.synthetic_events import MINUTES_PER_DAY, emit, plan_visits
+from ehrsequencing.data.synthetic_events import emit
 from ehrsequencing.data.synthetic_forward import imagine, live_on, real_future, stand, steps_ahead
 from ehrsequencing.data.synthetic_model import load_model
 from ehrsequencing.data.synthetic_random import derive, subject_keys
+from ehrsequencing.data.synthetic_visits import MINUTES_PER_DAY, plan_visits
 from ehrsequencing.errors import ConfigError, DataError, LabelError
 from ehrsequencing.tasks.cohorts import CohortRules, build_labels, parse_task
 

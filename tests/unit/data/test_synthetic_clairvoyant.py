@@ -10,8 +10,9 @@ from ehrsequencing.data.schema import KINDS
 from ehrsequencing.data.synthetic import synthesise, trajectories
 from ehrsequencing.data.synthetic_clairvoyant import clairvoyant_bound, complete_panels, identify
 from ehrsequencing.data.synthetic_emission import Groups, Recorder, emit_again, group_key, split_key, value_bins
-from ehrsequencing.data.synthetic_events import emit, plan_visits
+from ehrsequencing.data.synthetic_events import emit
 from ehrsequencing.data.synthetic_model import load_model
+from ehrsequencing.data.synthetic_visits import plan_visits
 from ehrsequencing.errors import ConfigError, DataError
 
 MODEL = load_model()

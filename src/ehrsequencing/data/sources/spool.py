@@ -22,7 +22,7 @@ from ehrsequencing.data.schema import (
     MICROSECONDS_PER_DAY,
     SPLITS,
 )
-from ehrsequencing.data.sources.tables import Piece, Table
+from ehrsequencing.data.sources.tables import EARLIEST, LATEST, Piece, Table
 from ehrsequencing.data.splits import split_of
 from ehrsequencing.errors import DataError
 
@@ -35,6 +35,8 @@ BOOK_ROWS = 200_000
 
 EXACT, DATE_ONLY, MIDNIGHT = 0, 1, 2
 """How well a time is known: to the second; a date without time; written as midnight, which may mean either."""
+ACCOUNT = ("rows", "events", "rows_with_events")
+ACCOUNT_BY = ("rows_dropped", "rows_without_events", "dropped", "unreadable", "implausible", "contradictions")
 SPOOL_SCHEMA = {**EVENT_SCHEMA, "clock": pl.Int8(), "table": pl.UInt8()}
 
 
@@ -111,7 +113,12 @@ class EventSpool:
         sizes = {file: file.stat().st_size for table in tables for file in table.files}
         rows = sum(size / BYTES_PER_ROW[file.suffix] for file, size in sizes.items())
         self.shards = _shards(subjects, min(MAX_SHARDS, int(rows // EVENTS_PER_SHARD) + 1))
-        self._subjects = self.shards.select("subject_id", "shard").join(subjects, on="subject_id").sort("subject_id")
+        plausible = pl.when(pl.col("birth").is_between(EARLIEST, LATEST)).then("birth")
+        self._subjects = (
+            self.shards.select("subject_id", "shard")
+            .join(subjects.with_columns(birth=plausible), on="subject_id")
+            .sort("subject_id")
+        )
         self._progress = _Progress(sizes, self.shards["shard"].n_unique(), progress)
         self.tables: dict[str, dict[str, Any]] = {}
         self._last: dict[str, Piece] = {}
@@ -131,30 +138,47 @@ class EventSpool:
         self._progress.reading(file, position)
 
     def account(self, table: str) -> dict[str, Any]:
-        """Counts of a table: rows, events, dropped by reason, numbers unreadable by column."""
-        return self.tables.setdefault(table, {"rows": 0, "events": 0, "dropped": Counter(), "unreadable": Counter()})
+        """Counts of a table.
 
-    def add(self, piece: Piece, *events: pl.DataFrame, no_time: str = "without a time") -> None:
+        `rows` = `rows_with_events` + `rows_dropped` (by reason: events were made of the row, none was kept) +
+        `rows_without_events` (by reason: by rule, no event is made of the row). Further `events` kept and `dropped`
+        (by reason); `unreadable` numbers and `implausible` times by column, which read as missing; `contradictions`
+        (by name); and `columns_missing` of the optional ones.
+        """
+        return self.tables.setdefault(
+            table, {**dict.fromkeys(ACCOUNT, 0), **{key: Counter() for key in ACCOUNT_BY}, "columns_missing": set()}
+        )
+
+    def add(
+        self,
+        piece: Piece,
+        *events: pl.DataFrame,
+        no_time: str = "without a time",
+        no_event: str = "no event by rule",
+        contradictions: Mapping[str, pl.Expr] | None = None,
+    ) -> None:
         """Take the events made from a piece of a table.
 
         Args:
             piece: What they were made from; counts its rows.
             events: From `event`.
             no_time: Reason given for dated events without a time.
+            no_event: Reason given for rows of which no event is made.
+            contradictions: Name to a condition on the piece's rows that are kept and counted although what they say
+                cannot be, such as an end before the start.
 
         Raises:
-            DataError: `strict`, and an event would be dropped or a number is unreadable.
+            DataError: `strict`, and an event would be dropped, a number is unreadable, a time implausible, or what a
+                row says cannot be.
         """
         account = self.account(piece.table)
         account["rows"] += len(piece.rows)
-        for column, count in piece.unreadable.items():
-            account["unreadable"][column] += count
-            if self.strict:
-                raise DataError(
-                    f"column {column} of {piece.file} has {count} values that are no numbers",
-                    expected="numbers that float32 can hold",
-                    remedy="import without strict to keep these events without a number",
-                )
+        account["columns_missing"].update(piece.absent)
+        self._count_cells(piece, account)
+        for name, wrong in (contradictions or {}).items():
+            if len(rows := piece.rows.filter(wrong)):
+                self._refuse(f"{piece.file} has {len(rows)} rows with {name}", f"row {rows['row'][0]}")
+                account["contradictions"][name] += len(rows)
         joined = self._with_subjects(pl.concat(events))
         age = (pl.col("time") - pl.col("birth")).dt.total_microseconds()
         reasons = {
@@ -162,6 +186,7 @@ class EventSpool:
             f"subject not in {self.registry}": pl.col("shard").is_null(),
             "without a code": pl.col("code").is_null(),
             no_time: pl.col("time").is_null() & ~pl.col("undated"),
+            f"before {EARLIEST.year} or after {LATEST.year}": ~pl.col("time").is_between(EARLIEST, LATEST),
             "before birth": age < 0,
             f"more than {MAX_AGE_YEARS} years after birth": age > MAX_AGE_YEARS * DAYS_PER_YEAR * MICROSECONDS_PER_DAY,
         }
@@ -169,10 +194,18 @@ class EventSpool:
             *(pl.when(wrong.fill_null(False)).then(pl.lit(name)) for name, wrong in reasons.items()), pl.lit(None)
         )
         joined = joined.with_columns(reason=reason)
-        if joined["reason"].null_count() < len(joined):
-            self._drop(piece, joined.filter(pl.col("reason").is_not_null()))
+        dropped = joined.filter(pl.col("reason").is_not_null())
+        if len(dropped):
+            first = dropped.row(0, named=True)
+            self._refuse(
+                f"{piece.file} has {len(dropped)} events that would be dropped",
+                f"{first['reason']}: subject {first['subject_id']}, code {first['code']}, time {first['time']} "
+                f"in row {first['row']}",
+            )  # fmt: skip
+            account["dropped"].update(dict(dropped["reason"].value_counts().iter_rows()))
             joined = joined.filter(pl.col("reason").is_null())
         account["events"] += len(joined)
+        self._count_rows(piece, account, joined, dropped, no_event)
         self._note_codes(joined)
         index = list(self.tables).index(piece.table)
         joined = joined.with_columns(table=pl.lit(index, dtype=pl.UInt8))
@@ -188,16 +221,33 @@ class EventSpool:
         columns = self._subjects.select("shard", "birth")[place]
         return events.hstack(columns.select(pl.when(found).then(pl.all())))
 
-    def _drop(self, piece: Piece, rows: pl.DataFrame) -> None:
+    def _refuse(self, what: str, got: str | None = None) -> None:
         if self.strict:
-            first = rows.row(0, named=True)
-            raise DataError(
-                f"{piece.file} has {len(rows)} events that would be dropped",
-                got=f"{first['reason']}: subject {first['subject_id']}, code {first['code']}, time {first['time']} "
-                f"in row {first['row']}",
-                remedy="mend the row, or import without strict to drop and count such events",
-            )
-        self.account(piece.table)["dropped"].update(dict(rows["reason"].value_counts().iter_rows()))
+            remedy = "mend the file, or import without strict, which counts them in the manifest"
+            raise DataError(what, got=got, remedy=remedy)
+
+    def _count_cells(self, piece: Piece, account: dict[str, Any]) -> None:
+        for key, counts in (("unreadable", piece.unreadable), ("implausible", piece.implausible)):
+            for column, count in counts.items():
+                wrong = "no numbers" if key == "unreadable" else f"before {EARLIEST.year} or after {LATEST.year}"
+                self._refuse(f"column {column} of {piece.file} has {count} values that are {wrong}")
+                account[key][column] += count
+
+    @staticmethod
+    def _count_rows(
+        piece: Piece, account: dict[str, Any], kept: pl.DataFrame, dropped: pl.DataFrame, no_event: str
+    ) -> None:
+        if piece.rows.is_empty():
+            return
+        first, last = piece.rows["row"].min(), piece.rows["row"].max()
+        seen = np.zeros(last - first + 1, dtype=bool)  # type: ignore[operator]
+        seen[kept["row"].to_numpy() - first] = True
+        with_events = int(seen.sum())
+        lost = dropped.filter(~pl.Series(seen[dropped["row"].to_numpy() - first])).unique("row", keep="first")
+        account["rows_with_events"] += with_events
+        account["rows_dropped"].update(dict(lost["reason"].value_counts().iter_rows()))
+        if without := len(piece.rows) - with_events - len(lost):
+            account["rows_without_events"][no_event] += without
 
     def _note_codes(self, events: pl.DataFrame) -> None:
         self._book.append(
@@ -231,17 +281,21 @@ class EventSpool:
             finish: Last changes to a shard (columns of `SPOOL_SCHEMA`), which then holds all events of its subjects.
 
         Returns:
-            `visits`, `events_after_death`, `subjects_without_birth` and `events_by_code` (columns `code`, `len`).
+            `visits`, `events_after_death`, `subjects_without_birth`, `events_repeated` (equal in every column to one
+            before them), `events_merged` (taken away by `finish`) and `events_by_code` (columns `code`, `len`).
         """
         self._files.close()
-        visits = after_death = born = everyone = 0
+        visits = after_death = born = everyone = repeated = merged = 0
         by_code = [pl.DataFrame(schema={"code": pl.String, "len": pl.UInt32})]
         places = self.shards.select("shard", "split", "number").unique().sort("shard")
         for shard, split, number in places.iter_rows():
             if shard in self._writers:
                 with pa.ipc.open_stream(str(self._spooled(shard))) as stream:
                     events = pl.DataFrame(stream.read_all())
+                merged += len(events)
                 events = finish(events) if finish is not None else events
+                merged -= len(events)
+                repeated += len(events) - events.select(*EVENT_SCHEMA).hash_rows().n_unique()
                 death = pl.col("time").filter(pl.col("code") == DEATH_CODE).min().over("subject_id")
                 after_death += events.select((pl.col("time") > death).sum()).item()
                 born += events.filter(pl.col("code") == BIRTH_CODE)["subject_id"].n_unique()
@@ -256,6 +310,8 @@ class EventSpool:
             "visits": visits,
             "events_after_death": after_death,
             "subjects_without_birth": everyone - born,
+            "events_repeated": repeated,
+            "events_merged": merged,
             "events_by_code": pl.concat(by_code).group_by("code").agg(pl.col("len").sum()).sort("code"),
         }
 
@@ -270,11 +326,8 @@ def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, 
         further: The source's own entries.
     """
     dropped: Counter[str] = Counter()
-    tables = {}
-    for name, account in spool.tables.items():
+    for account in spool.tables.values():
         dropped.update(account["dropped"])
-        tables[name] = {"rows": account["rows"], "events": account["events"]}
-        tables[name] |= {key: dict(sorted(account[key].items())) for key in ("dropped", "unreadable") if account[key]}
     kinds = written["events_by_code"].join(codes, on="code").group_by("kind").agg(pl.col("len").sum()).sort("kind")
     return {
         "visits": written["visits"],
@@ -282,9 +335,18 @@ def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, 
         "events_dropped": dict(dropped.most_common()),
         "events_after_death": written["events_after_death"],
         "subjects_without_birth": written["subjects_without_birth"],
-        "tables": tables,
+        "events_repeated": written["events_repeated"],
+        "events_merged": written["events_merged"],
+        "tables": {name: stated(account) for name, account in spool.tables.items()},
         **further,
     }
+
+
+def stated(account: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's account as the manifest states it: sorted, and without what is empty."""
+    entries: dict[str, Any] = {key: account[key] for key in ACCOUNT}
+    entries |= {key: dict(sorted(account[key].items())) for key in ACCOUNT_BY if account[key]}
+    return entries | ({"columns_missing": sorted(account["columns_missing"])} if account["columns_missing"] else {})
 
 
 def write_observation_end(writer: MedsWriter, ends: pl.DataFrame) -> None:

@@ -6,8 +6,10 @@ import csv
 import gzip
 import io
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -18,14 +20,17 @@ import pyarrow.parquet as pq
 
 from ehrsequencing.errors import DataError
 
-Kind = Literal["id", "time", "number", "text"]
-"""What a column holds: whole numbers (also written as `6.0`), times or dates, numbers, text."""
+Kind = Literal["id", "time", "birth", "number", "text"]
+"""What a column holds: whole numbers (also written as `6.0`), times or dates between `EARLIEST` and `LATEST`, births of
+any year (publishers shift those of the oldest by centuries, which the source must mend), numbers, text."""
 Advance = Callable[[Path, int], None]
 """Called with a file and how many of its bytes have been read."""
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 BLOCK_BYTES = 8 << 20
 PARQUET_ROWS = 1 << 17
+EARLIEST, LATEST = datetime(1850, 1, 1), datetime(2300, 1, 1)
+"""Times outside are mistakes; publishers who shift dates stay before 2300."""
 MAX_EXACT_FLOAT = 2**53
 MAX_FLOAT32 = 3.4028234663852886e38
 TIME_FORMATS = (
@@ -38,6 +43,7 @@ ZONED_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z")
 TYPES: dict[Kind, pl.DataType] = {
     "id": pl.Int64(),
     "time": pl.Datetime("us"),
+    "birth": pl.Datetime("us"),
     "number": pl.Float64(),
     "text": pl.String(),
 }
@@ -52,12 +58,16 @@ class Piece:
         file: Where they come from.
         rows: The columns asked for and `row` (Int64): number within the file, from 1, header and blank lines apart.
         unreadable: Per column of numbers how many values are none that float32 can hold; these are null.
+        implausible: Per column of times how many are before `EARLIEST` or after `LATEST`; these are null.
+        absent: Optional columns that the file lacks; these are null.
     """
 
     table: str
     file: Path
     rows: pl.DataFrame
     unreadable: dict[str, int] = field(default_factory=dict)
+    implausible: dict[str, int] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,29 +115,39 @@ class Table:
             "row": pl.Int64(),
             **{column: TYPES[kind] for column, kind in {**required, **(optional or {})}.items()},
         }
-        rows = pl.concat([piece.rows for piece in pieces]) if pieces else pl.DataFrame(schema=schema)
-        unreadable: dict[str, int] = {}
-        for piece in pieces:
-            for column, count in piece.unreadable.items():
-                unreadable[column] = unreadable.get(column, 0) + count
-        return Piece(self.name, self.files[0], rows, unreadable)
+        if not pieces:
+            return Piece(self.name, self.files[0], pl.DataFrame(schema=schema))
+        rows = pl.concat([piece.rows for piece in pieces])
+        several = len(self.files) > 1
+        return Piece(
+            self.name,
+            self.files[0].parent if several else self.files[0],
+            rows.with_columns(row=pl.int_range(1, pl.len() + 1)) if several else rows,
+            dict(sum((Counter(piece.unreadable) for piece in pieces), Counter())),
+            dict(sum((Counter(piece.implausible) for piece in pieces), Counter())),
+            tuple(sorted({column for piece in pieces for column in piece.absent})),
+        )
 
     def _typed(self, raw: pl.DataFrame, wanted: Mapping[str, Kind], file: Path) -> Piece:
-        columns, unreadable = [raw["row"].cast(pl.Int64)], {}
+        columns = [raw["row"].cast(pl.Int64)]
+        counts: dict[str, dict[str, int]] = {"number": {}, "time": {}}
+        absent = []
         for column, kind in wanted.items():
             if column not in raw.columns:
+                absent.append(column)
                 columns.append(_empty(column, kind, len(raw)))
                 continue
             values = raw[column]
-            if kind == "number":
-                typed, bad = _numbers(values)
-                if count := int(bad.sum()):
-                    unreadable[column] = count
-            else:
-                typed, bad = {"id": _identifiers, "time": _times, "text": _texts}[kind](values)
+            typed, bad = _READERS[kind](values)
+            if kind != "number":
                 _refuse(bad, values, file, raw["row"], kind)
+            if kind == "time":
+                bad = ~typed.is_between(EARLIEST, LATEST).fill_null(True)
+                typed = typed.set(bad, None) if bad.any() else typed
+            if kind in counts and (count := int(bad.sum())):
+                counts[kind][column] = count
             columns.append(typed.alias(column))
-        return Piece(self.name, file, pl.DataFrame(columns), unreadable)
+        return Piece(self.name, file, pl.DataFrame(columns), counts["number"], counts["time"], tuple(absent))
 
 
 def find_tables(folder: Path) -> dict[str, Table]:
@@ -245,11 +265,28 @@ class _named_problems:  # noqa: N801
             ) from None
 
 
+class _Counted(io.RawIOBase):
+    """A stream that counts the quotation marks that it gives out."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self.stream, self.quotes = stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        content: bytes = self.stream.read(size)
+        self.quotes += content.count(b'"')
+        return content
+
+
 def _csv(file: Path, columns: list[str], advance: Advance | None) -> Iterator[pl.DataFrame]:
     _, delimiter = _header(file)
+    rows = 0
     with _named_problems(file), file.open("rb", buffering=0) as raw:
+        counted = _Counted(pa.input_stream(raw, compression="gzip" if file.suffix == ".gz" else None))
         reader = pc.open_csv(
-            pa.input_stream(raw, compression="gzip" if file.suffix == ".gz" else None),
+            counted,
             # On one thread, errors say which row; decompression and conversion already run beside our own work.
             read_options=pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
             parse_options=pc.ParseOptions(
@@ -263,10 +300,14 @@ def _csv(file: Path, columns: list[str], advance: Advance | None) -> Iterator[pl
             ),
         )
         for batch in reader:
+            rows += batch.num_rows
             if batch.num_rows:
                 yield _frame(batch)
             if advance is not None:
                 advance(file, raw.tell())
+        if delimiter == "," and counted.quotes % 2:
+            # The parser takes the rest of the file as one cell, and with it all rows therein.
+            raise DataError(f"{file} has a quotation mark that is never closed", got=f"row {rows} to the end")
 
 
 def _parquet(file: Path, columns: list[str], advance: Advance | None) -> Iterator[pl.DataFrame]:
@@ -366,3 +407,8 @@ def _numbers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
 def _texts(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     typed = _stripped(values.cast(pl.String, strict=False))
     return typed, _none(values)
+
+
+_READERS: dict[Kind, Callable[[pl.Series], tuple[pl.Series, pl.Series]]] = {
+    "id": _identifiers, "time": _times, "birth": _times, "number": _numbers, "text": _texts,
+}  # fmt: skip

@@ -88,21 +88,35 @@ NOTES = [
 ]
 
 
-def load(src: Path, out: Path, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None) -> None:
+def load(
+    src: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    strict: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Import the publisher's zip or a folder with its two CSV files.
 
     Args:
         src: Folder or zip with `diabetic_data.csv` and `IDs_mapping.csv`, in whichever case and at whichever depth.
         out: Folder of the MEDS dataset.
         overwrite: Replace what lies at `out`.
+        strict: An encounter after a discharge by death, which is then no death, is an error.
         progress: Called with (splits written, splits).
 
     Raises:
-        DataError: a file or column is missing, a value does not parse, an encounter is repeated.
+        DataError: a file or column is missing, a value does not parse, an encounter is repeated; with `strict`, an
+            encounter after a discharge by death.
         RunError: `out` exists.
     """
     table, mapping = _read(src)
     encounters, conflicts = _timeline(_parse(table))
+    if strict and (after := conflicts["encounters_after_a_discharge_by_death"]):
+        raise DataError(
+            f"{src}: {ENCOUNTERS_FILE} has {after} encounters after a discharge by death",
+            remedy="mend the file, or import without strict, which counts them in the manifest",
+        )
     events = _events(encounters, mapping)
     codes = _code_table(events, mapping)
     labels, manifest = _labels(encounters)
@@ -118,11 +132,31 @@ def load(src: Path, out: Path, *, overwrite: bool = False, progress: Callable[[i
         writer.finish(
             codes,
             source="uci-diabetes",
-            options={},
+            options={"strict": strict},
             notes=NOTES,
-            extra={"encounters": len(encounters), "conflicts": conflicts, "labels": [LABEL]},
+            extra={
+                **_account(encounters, events, codes),
+                "encounters": len(encounters),
+                "conflicts": conflicts,
+                "labels": [LABEL],
+            },
         )
         writer.write_labels(LABEL, labels, manifest)
+
+
+def _account(encounters: pl.DataFrame, events: pl.DataFrame, codes: pl.DataFrame) -> dict[str, Any]:
+    """Entries that every source states; each encounter makes events (its age at least), what is odd is refused."""
+    kinds = events.join(codes.select("code", "kind"), on="code").group_by("kind").len().sort("kind")
+    with_events = events["visit_id"].drop_nulls().n_unique()
+    made = {"rows": len(encounters), "events": len(events), "rows_with_events": with_events}
+    return {
+        "visits": len(encounters),
+        "events_by_kind": dict(kinds.iter_rows()),
+        "events_dropped": {},
+        "events_repeated": 0,
+        "events_merged": 0,
+        "tables": {ENCOUNTERS_FILE.removesuffix(".csv"): made},
+    }
 
 
 def _read(src: Path) -> tuple[pl.DataFrame, dict[str, dict[int, str]]]:

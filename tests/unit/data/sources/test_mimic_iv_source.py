@@ -69,9 +69,10 @@ TABLES = {
         2,1,,5,51094,2149-12-01 08:00:00,,NEG,,,,,,ROUTINE,
         3,1,11,5,50912,2150-01-03 12:00:00,2150-01-03 13:30:00,___,high,mg/dL,0.4,1.1,,ROUTINE,
         4,7,,5,50912,2150-01-03 12:00:00,,1,1,mg/dL,,,,ROUTINE,
-        5,1,,5,50912,1800-01-03 12:00:00,,1,1,mg/dL,,,,ROUTINE,
-        6,2,,5,50912,2500-01-03 12:00:00,,1,1,mg/dL,,,,ROUTINE,
+        5,1,,5,50912,1900-01-03 12:00:00,,1,1,mg/dL,,,,ROUTINE,
+        6,2,,5,50912,2290-01-03 12:00:00,,1,1,mg/dL,,,,ROUTINE,
         7,2,,5,50912,,,1,1,mg/dL,,,,ROUTINE,
+        8,2,,5,50912,2500-01-03 12:00:00,,1,1,mg/dL,,,,ROUTINE,
     """,
     "hosp/microbiologyevents": """
         microevent_id,subject_id,hadm_id,chartdate,charttime,spec_type_desc,storedate,storetime,\
@@ -199,18 +200,25 @@ def test_subjects_with_and_without_admissions(dataset):
 
 def test_drops_are_counted_and_explained(dataset):
     manifest = dataset.manifest
+    reasons = {
+        "before birth": 1, "more than 125 years after birth": 1, "subject not in patients": 1, "without a time": 2,
+    }  # fmt: skip
     assert manifest["tables"]["hosp/labevents"] == {
-        "rows": 7,
+        "rows": 8,
         "events": 4,
-        "dropped": {
-            "before birth": 1, "more than 125 years after birth": 1, "subject not in patients": 1, "without a time": 1,
-        },
+        "rows_with_events": 3,
+        "rows_dropped": reasons,
+        "dropped": reasons,
         "unreadable": {"valuenum": 1},
+        "implausible": {"charttime": 1},
     }  # fmt: skip
     assert manifest["tables"]["hosp/diagnoses_icd"]["dropped"] == {
         "admission unknown, or without a time of discharge": 1
     }
-    assert manifest["tables"]["hosp/emar"] == {"rows": 2, "events": 1, "dropped": {"without a code": 1}}
+    assert manifest["tables"]["hosp/emar"] == {
+        "rows": 2, "events": 1, "rows_with_events": 1, "rows_dropped": {"without a code": 1},
+        "dropped": {"without a code": 1},
+    }  # fmt: skip
     assert manifest["events_dropped"]["subject not in patients"] == 1
     assert sum(manifest["events_by_kind"].values()) == manifest["counts"]["events"] == len(events_of(dataset))
     assert manifest["visits"] == 3
@@ -322,7 +330,7 @@ LABS = TABLES["hosp/labevents"]
             r"column hadm_id of .*labevents\.csv has 1 values that are no whole numbers; got 'eleven' in row 3",
         ),
         (
-            bad(hosp__labevents=LABS.replace("6,2,,5,50912,2500-01-03 12:00:00,,1,1,mg/dL,,,,ROUTINE,", "6,2")),
+            bad(hosp__labevents=LABS.replace("6,2,,5,50912,2290-01-03 12:00:00,,1,1,mg/dL,,,,ROUTINE,", "6,2")),
             r"labevents\.csv is malformed; got CSV parse error: Row #7: Expected 15 columns, got 2",
         ),
         (

@@ -151,18 +151,19 @@ def test_stays_visits_and_deaths(dataset):
 
 def test_drops_and_conflicts_are_counted(dataset):
     manifest = dataset.manifest
+    reasons = {
+        "before birth": 1, "more than 125 years after birth": 1, "subject not in person": 1, "without a code": 1,
+        "without a date": 1,
+    }  # fmt: skip
     assert manifest["tables"]["condition_occurrence"] == {
-        "rows": 9,
-        "events": 4,
-        "dropped": {
-            "before birth": 1, "more than 125 years after birth": 1, "subject not in person": 1, "without a code": 1,
-            "without a date": 1,
-        },
+        "rows": 9, "events": 4, "rows_with_events": 4, "dropped": reasons, "rows_dropped": reasons,
     }  # fmt: skip
     assert manifest["tables"]["visit_occurrence"] == {
         "rows": 5,
         "events": 7,
+        "rows_with_events": 5,
         "dropped": {"visit without a start, or stay without an end that follows its start": 1},
+        "columns_missing": ["discharged_to_concept_id"],
     }
     assert manifest["tables"]["measurement"]["unreadable"] == {"value_as_number": 1}
     assert manifest["conflicts"] == {

@@ -43,7 +43,7 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path):
 
 
 def test_unknown_option(tmp_path):
-    with pytest.raises(ConfigError, match="source uci-diabetes has no option colour; expected no options"):
+    with pytest.raises(ConfigError, match="source uci-diabetes has no option colour; expected strict"):
         import_source("uci-diabetes", tmp_path, tmp_path / "out", colour=1)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrsequencing.data.sources.tables import BLOCK_BYTES, MAX_FLOAT32, find_tables
+from ehrsequencing.data.sources.tables import BLOCK_BYTES, EARLIEST, LATEST, MAX_FLOAT32, find_tables
 from ehrsequencing.errors import DataError
 
 
@@ -73,13 +73,25 @@ def test_numbers_are_read_back_or_counted(tmp_path_factory, numbers):
 
 
 @given(
-    st.lists(st.datetimes(dt.datetime(1000, 1, 1), dt.datetime(9999, 12, 31)), min_size=1),
+    st.lists(st.datetimes(EARLIEST, LATEST), min_size=1),
     st.lists(st.sampled_from([" ", "T"]), min_size=1),
 )
 def test_times_are_read_back_in_mixed_spellings(tmp_path_factory, times, separators):
     cells = [time.isoformat(sep=separators[i % len(separators)]) for i, time in enumerate(times)]
     text = "".join(f"x,{cell}\n" for cell in cells)
     assert read(tmp_path_factory.mktemp("t") / "t.csv", text, "time")[0] == times
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"), [("1800-01-01", 0), ("1850-01-01", 1), ("2300-01-01", 1), ("2300-01-01 00:00:01", 0)]
+)
+def test_times_of_other_centuries_are_null_and_counted_but_births(tmp_path, text, kept):
+    (tmp_path / "t.csv").write_text(f"key,value\n{text},{text}\n,\n")
+    piece = find_tables(tmp_path)["t"].whole({"key": "birth", "value": "time"}, {"other": "text"})
+    assert piece.rows["key"].null_count() == 1
+    assert piece.rows["value"].null_count() == 2 - kept
+    assert piece.implausible == ({} if kept else {"value": 1})
+    assert piece.absent == ("other",)
 
 
 def test_a_table_larger_than_a_block(tmp_path):
