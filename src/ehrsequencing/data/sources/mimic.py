@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -23,7 +23,7 @@ ADMISSIONS_OPTIONAL: dict[str, Kind] = {
 }  # fmt: skip
 ITEMS: tuple[dict[str, Kind], dict[str, Kind]] = ({"itemid": "id", "label": "text"}, {})
 LAB_ITEMS: tuple[dict[str, Kind], dict[str, Kind]] = (
-    {"itemid": "id", "label": "text"}, {"fluid": "text", "loinc_code": "text"},
+    {"itemid": "id", "label": "text"}, {"loinc_code": "text"},
 )  # fmt: skip
 DEATH_NOTE = (
     "MEDS_DEATH is the earliest deathtime of the subject's admissions, else the end of the day dod. An admission whose "
@@ -31,10 +31,7 @@ DEATH_NOTE = (
 )
 VISIT_NOTE = "visit_id is hadm_id; events outside an admission have none and form a visit per calendar day."
 TEXT_NOTE = "text_value is the result as written where it is no number."
-WITHDRAWN_NOTE = (
-    "Rows that the publisher marks as rewritten, cancelled or wrong are no events; they are counted among the dropped, "
-    "and are no error with strict either."
-)
+ASIDE_NOTE = "Rows that the publisher marks as rewritten, cancelled or wrong make no event, and are counted."
 
 
 @dataclass(frozen=True)
@@ -110,13 +107,15 @@ def import_release(
             writer.folder / ".spool", subjects, read.values(), registry="patients", strict=strict, progress=progress
         ) as spool,
     ):
-        _add_people(spool, Piece(patients.table, patients.file, people, patients.unreadable))
+        _add_people(spool, replace(patients, rows=people))
         _add_admissions(spool, release, admissions)
         for spec in release.specs:
             if spec.name not in read:
                 continue
             spool.account(spec.name)
             for piece in read[spec.name].read(spec.required, spec.optional, spool.advance):
+                if spec.aside is not None:
+                    piece = spool.set_aside(piece, spec.aside)
                 spool.add(piece, *spec.events(piece.rows, context), no_time=spec.no_time)
         codes = spool.book()
         written = spool.write(writer)
@@ -157,7 +156,7 @@ def _admissions(release: Release, table: Table) -> Piece:
     rows = piece.rows.with_columns(
         discharged=pl.when(pl.col("dischtime").is_not_null() & (last >= pl.col("admittime"))).then(last)
     )
-    return Piece(piece.table, piece.file, rows.sort("subject_id", "admittime", "hadm_id"), piece.unreadable)
+    return replace(piece, rows=rows.sort("subject_id", "admittime", "hadm_id"))
 
 
 def _people(release: Release, patients: Piece, admissions: pl.DataFrame) -> pl.DataFrame:

@@ -12,12 +12,12 @@ import polars as pl
 
 from ehrsequencing.data.calendar import SHIFTED_DATES
 from ehrsequencing.data.sources.mimic import (
+    ASIDE_NOTE,
     DEATH_NOTE,
     ITEMS,
     LAB_ITEMS,
     TEXT_NOTE,
     VISIT_NOTE,
-    WITHDRAWN_NOTE,
     Release,
     import_release,
 )
@@ -29,15 +29,18 @@ from ehrsequencing.data.sources.mimic_tables import (
     Spec,
     billed,
     billed_procedures,
-    chart_specs,
+    chart_spec,
+    date_spec,
     drg_spec,
     end_of_day,
+    icu_procedure_spec,
     icu_stay_spec,
+    input_spec,
     lab_spec,
     microbiology_code,
+    output_spec,
     prescribed,
     services,
-    span_specs,
     transfers,
 )
 from ehrsequencing.data.sources.spool import event, named
@@ -70,7 +73,7 @@ NOTES = [
     "dictionary gives it, else LAB//itemid//unit; abnormal results have a second event, LAB_FLAG//itemid//abnormal.",
     "CareVue and MetaVision name the same measurement by different itemids; they are kept apart.",
     TEXT_NOTE,
-    WITHDRAWN_NOTE,
+    ASIDE_NOTE,
 ]  # fmt: skip
 
 
@@ -188,7 +191,7 @@ RELEASE = Release(
     patients="patients",
     admissions="admissions",
     patient_columns=(
-        {"subject_id": "id", "gender": "text", "dob": "time"},
+        {"subject_id": "id", "gender": "text", "dob": "birth"},
         {"dod": "time", "dod_hosp": "time", "dod_ssn": "time"},
     ),
     people=_people,
@@ -244,8 +247,11 @@ RELEASE = Release(
             _carevue_inputs,
             {"storetime": "time", "amountuom": "text", "rate": "number", "rateuom": "text", "stopped": "text"},
         ),
-        *chart_specs("chartevents", "outputevents", "datetimeevents"),
-        *span_specs("procedureevents_mv", "inputevents_mv"),
+        chart_spec("chartevents", marked="error"),
+        output_spec("outputevents", marked="iserror"),
+        date_spec("datetimeevents", marked="error"),
+        icu_procedure_spec("procedureevents_mv"),
+        input_spec("inputevents_mv"),
     ),
     follow_up_days=FOLLOW_UP_DAYS,
     notes=NOTES,

@@ -12,12 +12,12 @@ import polars as pl
 
 from ehrsequencing.data.calendar import SHIFTED_DATES
 from ehrsequencing.data.sources.mimic import (
+    ASIDE_NOTE,
     DEATH_NOTE,
     ITEMS,
     LAB_ITEMS,
     TEXT_NOTE,
     VISIT_NOTE,
-    WITHDRAWN_NOTE,
     Release,
     import_release,
 )
@@ -29,16 +29,19 @@ from ehrsequencing.data.sources.mimic_tables import (
     Spec,
     billed,
     billed_procedures,
-    chart_specs,
+    chart_spec,
+    date_spec,
     drg_spec,
     end_of_day,
+    icu_procedure_spec,
     icu_stay_spec,
+    input_spec,
     lab_spec,
     microbiology_code,
     number,
+    output_spec,
     prescribed,
     services,
-    span_specs,
     transfers,
     unless,
 )
@@ -65,7 +68,7 @@ NOTES = [
     "and manufacturer. Laboratory codes are LAB//itemid//unit, or LOINC where the dictionary gives it; abnormal "
     "results have a second event, LAB_FLAG//itemid//abnormal.",
     TEXT_NOTE,
-    WITHDRAWN_NOTE,
+    ASIDE_NOTE,
 ]  # fmt: skip
 
 
@@ -187,7 +190,7 @@ RELEASE = Release(
             no_time=NO_DISCHARGE,
         ),
         drg_spec("hosp/drgcodes"),
-        lab_spec("hosp/labevents"),
+        lab_spec("hosp/labevents", storetime="time"),
         Spec(
             "hosp/microbiologyevents", {**OF_ADMISSION, "chartdate": "time", "test_name": "text"}, _microbiology,
             {
@@ -204,8 +207,11 @@ RELEASE = Release(
             "hosp/omr", {"subject_id": "id", "chartdate": "time", "result_name": "text", "result_value": "text"}, _omr,
         ),
         icu_stay_spec("icu/icustays"),
-        *chart_specs("icu/chartevents", "icu/outputevents", "icu/datetimeevents"),
-        *span_specs("icu/procedureevents", "icu/inputevents"),
+        chart_spec("icu/chartevents"),
+        output_spec("icu/outputevents"),
+        date_spec("icu/datetimeevents"),
+        icu_procedure_spec("icu/procedureevents"),
+        input_spec("icu/inputevents"),
     ),
     follow_up_days=FOLLOW_UP_DAYS,
     notes=NOTES,

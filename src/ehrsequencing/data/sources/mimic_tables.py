@@ -13,8 +13,7 @@ from ehrsequencing.data.sources.tables import Kind
 VISIT = "hadm_id"
 OF_ADMISSION: dict[str, Kind] = {"subject_id": "id", VISIT: "id"}
 NO_DISCHARGE = "admission unknown, or without a time of discharge"
-REWRITTEN, MARKED_WRONG = "rewritten or cancelled by the publisher's account", "marked as an error"
-SWAPPED = "ends before it starts"
+NO_SPAN = "without a time, or ends before it starts"
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,22 @@ Events = Callable[[pl.DataFrame, Context], list[pl.DataFrame]]
 
 @dataclass(frozen=True)
 class Spec:
-    """One table: its columns, and the function that makes events of a piece."""
+    """One table.
+
+    Attributes:
+        name: The table.
+        required, optional: Its columns.
+        events: From a piece of typed rows to events.
+        no_time: Why an event may lack a time.
+        aside: Why the publisher marks a row as no observation, null for the others; no event is made of it.
+    """
 
     name: str
     required: Mapping[str, Kind]
     events: Events
     optional: Mapping[str, Kind] = field(default_factory=dict)
     no_time: str = "without a time"
+    aside: pl.Expr | None = None
 
 
 def end_of_day(column: str) -> pl.Expr:
@@ -94,13 +102,17 @@ def unless(found: pl.Expr, text: str) -> pl.Expr:
 
 
 def _marked(column: str) -> pl.Expr:
-    return pl.when(pl.col(column) == 1).then(pl.lit(MARKED_WRONG))
+    return pl.when(pl.col(column) == 1).then(pl.lit("marked as an error"))
 
 
-def _withdrawn() -> pl.Expr:
+def _rewritten() -> pl.Expr:
     """MetaVision keeps rows whose entry was rewritten or cancelled, for audits: what they say was not given."""
-    status, reason = pl.col("statusdescription").str.to_lowercase(), pl.col("cancelreason")
-    return pl.when((status == "rewritten") | (reason > 0)).then(pl.lit(REWRITTEN))
+    return pl.when(pl.col("statusdescription").str.to_lowercase() == "rewritten").then(pl.lit("rewritten or cancelled"))
+
+
+def _known(rows: pl.DataFrame) -> pl.Expr:
+    """When it was stored, if the table says so and that is later than when it was charted."""
+    return pl.max_horizontal(column for column in ("charttime", "storetime") if column in rows.columns)
 
 
 def _ended_before(start: pl.Expr, end: pl.Expr) -> pl.Expr:
@@ -157,7 +169,7 @@ def labs(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
     """The result, and a second event where it is flagged."""
     rows = context.described(rows, "d_labitems", ["itemid"], ["label", "loinc_code"])
     local = pl.coalesce(named("LAB", "itemid", "valueuom"), named("LAB", "itemid"))
-    known = pl.max_horizontal("charttime", "storetime")
+    known = _known(rows)
     value, text = pl.col("valuenum"), pl.when(~pl.col("value").is_in(["___"])).then(pl.col("value"))
     flagged = pl.col("flag").is_not_null()
     return [
@@ -212,9 +224,9 @@ def charted(prefix: str, kind: str, value: str | None, text: str | None) -> Even
             written = pl.when(pl.col(value).is_null()).then(written)
         return [
             event(
-                rows, named(prefix, "itemid"), pl.max_horizontal("charttime", "storetime"), kind, visit=VISIT,
+                rows, named(prefix, "itemid"), _known(rows), kind, visit=VISIT,
                 value=None if value is None else pl.col(value), unit=None if value is None else pl.col("valueuom"),
-                text=written, description=pl.col("label"), withdrawn=_marked("error"),
+                text=written, description=pl.col("label"),
             )
         ]  # fmt: skip
 
@@ -228,12 +240,11 @@ def icu_procedures(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
     return [
         event(
             rows, named("PROCEDURE", pl.lit("START"), "itemid"), start, "procedure", visit=VISIT,
-            description=pl.concat_str([label, pl.lit(", start")]), withdrawn=_withdrawn(),
+            description=pl.concat_str([label, pl.lit(", start")]),
         ),
         event(
             rows, named("PROCEDURE", pl.lit("END"), "itemid"), _ended_before(start, end), "procedure", visit=VISIT,
             value=pl.col("value"), unit=pl.col("valueuom"), description=pl.concat_str([label, pl.lit(", end")]),
-            withdrawn=_withdrawn(),
         ),
     ]  # fmt: skip
 
@@ -248,18 +259,17 @@ def inputs(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
             rows, named("INPUT", pl.lit("START"), "itemid"), pl.when(start.is_not_null()).then(
                 pl.max_horizontal(start, stored)
             ), "drug", visit=VISIT, value=pl.col("rate"), unit=pl.col("rateuom"),
-            description=pl.concat_str([label, pl.lit(", start")]), withdrawn=_withdrawn(),
+            description=pl.concat_str([label, pl.lit(", start")]),
         ),
         event(
             rows, named("INPUT", pl.lit("END"), "itemid"), pl.when(ended.is_not_null()).then(
                 pl.max_horizontal(ended, stored)
             ), "drug", visit=VISIT, value=pl.col("amount"), unit=pl.col("amountuom"),
-            description=pl.concat_str([label, pl.lit(", end")]), withdrawn=_withdrawn(),
+            description=pl.concat_str([label, pl.lit(", end")]),
         ),
     ]  # fmt: skip
 
 
-_STATUS: dict[str, Kind] = {"statusdescription": "text", "cancelreason": "number"}
 _CHARTED: dict[str, Kind] = {**OF_ADMISSION, "itemid": "id", "charttime": "time"}
 _SPAN: dict[str, Kind] = {**OF_ADMISSION, "itemid": "id", "starttime": "time", "endtime": "time"}
 
@@ -272,11 +282,11 @@ def drg_spec(name: str) -> Spec:
     )  # fmt: skip
 
 
-def lab_spec(name: str) -> Spec:
-    """The table of laboratory results; MIMIC-III has no `storetime`."""
+def lab_spec(name: str, **optional: Kind) -> Spec:
+    """The table of laboratory results; `optional` columns besides those of both releases."""
     return Spec(
         name, {**OF_ADMISSION, "itemid": "id", "charttime": "time", "valuenum": "number"}, labs,
-        {"storetime": "time", "value": "text", "valueuom": "text", "flag": "text"},
+        {"value": "text", "valueuom": "text", "flag": "text", **optional},
     )  # fmt: skip
 
 
@@ -284,39 +294,47 @@ def icu_stay_spec(name: str) -> Spec:
     """The table of stays in intensive care."""
     return Spec(
         name, {**OF_ADMISSION, "intime": "time", "outtime": "time"}, icu_stays,
-        {"first_careunit": "text", "last_careunit": "text"}, no_time=f"without a time, or {SWAPPED}",
+        {"first_careunit": "text", "last_careunit": "text"}, no_time=NO_SPAN,
     )  # fmt: skip
 
 
-def chart_specs(charts: str, outputs: str, dates: str) -> tuple[Spec, Spec, Spec]:
-    """The tables of bedside charts, of outputs, and of dates charted as values."""
-    marks: dict[str, Kind] = {"storetime": "time", "error": "number"}
-    return (
-        Spec(
-            charts, {**_CHARTED, "value": "text", "valuenum": "number"}, charted("CHART", "vital", "valuenum", "value"),
-            {**marks, "valueuom": "text"},
-        ),
-        Spec(
-            outputs, {**_CHARTED, "value": "number"},
-            lambda rows, context: charted("OUTPUT", "vital", "value", None)(
-                rows.with_columns(error=pl.col("iserror")), context
-            ),
-            {"storetime": "time", "iserror": "number", "valueuom": "text"},
-        ),
-        Spec(dates, {**_CHARTED, "value": "text"}, charted("DATETIME", "other", None, "value"), marks),
+def chart_spec(name: str, marked: str | None = None) -> Spec:
+    """Bedside charts; `marked` is the column that is 1 where a row is an error."""
+    return _charted_spec(name, charted("CHART", "vital", "valuenum", "value"), marked, value="text", valuenum="number")
+
+
+def output_spec(name: str, marked: str | None = None) -> Spec:
+    """Urine, drains and other outputs."""
+    return _charted_spec(name, charted("OUTPUT", "vital", "value", None), marked, value="number")
+
+
+def date_spec(name: str, marked: str | None = None) -> Spec:
+    """Dates charted as values, such as that of a catheter's insertion."""
+    return _charted_spec(name, charted("DATETIME", "other", None, "value"), marked, value="text")
+
+
+def _charted_spec(name: str, events: Events, marked: str | None, **required: Kind) -> Spec:
+    marks: dict[str, Kind] = {} if marked is None else {marked: "number"}
+    return Spec(
+        name, {**_CHARTED, **required}, events, {"storetime": "time", "valueuom": "text", **marks},
+        aside=None if marked is None else _marked(marked),
     )  # fmt: skip
 
 
-def span_specs(procedures: str, given: str) -> tuple[Spec, Spec]:
-    """The tables of MetaVision's procedures and inputs, which have a start and an end."""
-    no_time = f"without a time, or {SWAPPED}"
-    return (
-        Spec(
-            procedures, {**_SPAN, "value": "number"}, icu_procedures, {**_STATUS, "valueuom": "text"}, no_time=no_time,
-        ),
-        Spec(
-            given, {**_SPAN, "amount": "number"}, inputs,
-            {**_STATUS, "storetime": "time", "amountuom": "text", "rate": "number", "rateuom": "text"},
-            no_time=no_time,
-        ),
+def icu_procedure_spec(name: str) -> Spec:
+    """MetaVision's procedures, which have a start and an end."""
+    return Spec(
+        name, {**_SPAN, "value": "number"}, icu_procedures, {"valueuom": "text", "statusdescription": "text"}, NO_SPAN,
+        _rewritten(),
+    )  # fmt: skip
+
+
+def input_spec(name: str) -> Spec:
+    """MetaVision's inputs, which have a start and an end."""
+    return Spec(
+        name, {**_SPAN, "amount": "number"}, inputs,
+        {
+            "storetime": "time", "amountuom": "text", "rate": "number", "rateuom": "text", "statusdescription": "text",
+        },
+        NO_SPAN, _rewritten(),
     )  # fmt: skip

@@ -15,7 +15,15 @@ import polars as pl
 
 from ehrsequencing.data.calendar import NO_DATES
 from ehrsequencing.data.dataset import MedsWriter
-from ehrsequencing.data.sources.physionet2012_records import EPOCH, MAY_BE_ZERO, events, find_sets, read, subjects
+from ehrsequencing.data.sources.physionet2012_records import (
+    EPOCH,
+    MAY_BE_ZERO,
+    aside,
+    events,
+    find_sets,
+    read,
+    subjects,
+)
 from ehrsequencing.data.sources.spool import EventSpool, summary
 from ehrsequencing.data.sources.tables import Kind, Table, keyed
 from ehrsequencing.errors import ConfigError, DataError
@@ -75,7 +83,8 @@ def load(
             writer.folder / ".spool", stays, sets.values(), registry="the sets", strict=strict, progress=progress
         ) as spool:
             for piece in pieces:
-                spool.add(piece, *events(piece.rows))
+                told = spool.set_aside(piece, aside())
+                spool.add(told, *events(told.rows))
             pieces.clear()
             codes = spool.book()
             written = spool.write(writer)
@@ -147,7 +156,7 @@ def _labels(outcomes: pl.DataFrame, horizon_days: int) -> dict[str, tuple[pl.Dat
         float_value=pl.when("seen").then(days).otherwise(float(horizon_days)).cast(pl.Float32),
     )
     common = {"prediction_time": "48 hours after admission, inclusive", "follow_up": "source"}
-    labels = {
+    labels: dict[str, tuple[pl.DataFrame, dict[str, Any]]] = {
         "mortality_inpatient": (
             mortality,
             {

@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -167,19 +168,15 @@ def read(table: Table) -> Iterator[Piece]:
     gathered: list[pl.DataFrame] = []
     unreadable = 0
     for file in table.files:
-        for piece in table_of(table, file).read(COLUMNS):
+        for piece in Table(table.name, (file,)).read(COLUMNS):
             record = pl.lit(int(file.stem), dtype=pl.Int64)
             gathered.append(_timed(piece, piece.rows.with_columns(recordid=record)).rows)
             unreadable += piece.unreadable.get("value", 0)
         if sum(map(len, gathered)) > ROWS_PER_PIECE or file == table.files[-1]:
             if gathered:
-                yield Piece(table.name, file, pl.concat(gathered), {"value": unreadable} if unreadable else {})
+                rows = pl.concat(gathered).with_columns(row=pl.int_range(1, pl.len() + 1))
+                yield Piece(table.name, file.parent, rows, {"value": unreadable} if unreadable else {})
             gathered, unreadable = [], 0
-
-
-def table_of(table: Table, file: Path) -> Table:
-    """One file of a table."""
-    return Table(table.name, (file,))
 
 
 def _timed(piece: Piece, rows: pl.DataFrame) -> Piece:
@@ -193,7 +190,7 @@ def _timed(piece: Piece, rows: pl.DataFrame) -> Piece:
             got=f"{rows['time'][first]!r} in row {rows['row'][first]}", expected="hours and minutes such as 07:30",
         )  # fmt: skip
     timed = rows.select("row", "recordid", (hours * 60 + minutes).alias("minutes"), "parameter", "value")
-    return Piece(piece.table, piece.file, timed, piece.unreadable)
+    return replace(piece, rows=timed)
 
 
 def subjects(pieces: list[Piece]) -> pl.DataFrame:
@@ -214,8 +211,9 @@ def subjects(pieces: list[Piece]) -> pl.DataFrame:
                 expected=str(first["recordid"]),
             )  # fmt: skip
         described.append(rows.select("recordid", "parameter", "value"))
-    records = pl.concat([piece.rows["recordid"] for piece in pieces]).drop_nulls().unique().sort() if pieces else []
-    if len(records) == 0:
+    records = pl.concat([pl.Series(dtype=pl.Int64), *(piece.rows["recordid"] for piece in pieces)])
+    records = records.drop_nulls().unique().sort()
+    if records.is_empty():
         raise DataError("the sets have no record", got="0 rows", expected="at least one")
     known = pl.concat(described)
     if len(twice := known.filter(known.select("recordid", "parameter").is_duplicated())):
@@ -237,41 +235,45 @@ def _birth() -> pl.Expr:
     return _epoch() - pl.duration(days=(years * DAYS_PER_YEAR).round().cast(pl.Int64))
 
 
+def aside() -> pl.Expr:
+    """Why no event is made of a row; null for the others."""
+    name, value = pl.col("parameter"), pl.col("value")
+    return (
+        pl.when(name == "RecordID").then(pl.lit("the record's own number"))
+        .when(value < 0).then(pl.lit("missing: written as a negative number"))
+        .when((value == 0) & name.is_in(PARAMETERS["parameter"].to_list()) & ~name.is_in(MAY_BE_ZERO))
+        .then(pl.lit("missing: written as 0"))
+    )  # fmt: skip
+
+
 def events(rows: pl.DataFrame) -> list[pl.DataFrame]:
     """One event per row: birth, gender, the unit of care, and everything measured."""
     rows = rows.join(PARAMETERS, on="parameter", how="left", maintain_order="left")
     name, value, measured = pl.col("parameter"), pl.col("value"), pl.col("measured")
     time = _epoch() + pl.duration(minutes=pl.col("minutes"))
-    negative = pl.when(value < 0).then(pl.lit("missing: written as a negative number"))
-    zero = pl.when((value == 0) & ~name.is_in(MAY_BE_ZERO)).then(pl.lit("missing: written as 0"))
     gender = value.replace_strict({0: "F", 1: "M"}, default=None, return_dtype=pl.String)
     care_unit = value.replace_strict(CARE_UNITS, default=None, return_dtype=pl.String)
-    nothing = pl.lit(None, dtype=pl.String)
-    described = measured.is_not_null() | name.is_in(("RecordID", "Age", "Gender", "ICUType"))
+    described = measured.is_not_null() | name.is_in(("Age", "Gender", "ICUType"))
     record = "recordid"
     return [
         event(
             rows, pl.lit(BIRTH_CODE), _birth(), "demographic", subject=record, description=pl.lit("Birth"),
-            where=name == "Age", withdrawn=negative,
+            where=name == "Age",
         ),
-        event(
-            rows, named("GENDER", gender), None, "demographic", subject=record, where=name == "Gender",
-            withdrawn=negative,
-        ),
+        event(rows, named("GENDER", gender), None, "demographic", subject=record, where=name == "Gender"),
         event(
             rows, named("ICU_ADMISSION", care_unit), time, "encounter", subject=record, visit=record,
-            where=name == "ICUType", withdrawn=negative,
+            where=name == "ICUType",
         ),
+        # A parameter that the challenge does not name has no code, which drops and counts the row.
         event(
-            rows, nothing, time, "other", subject=record, where=name == "RecordID",
-            withdrawn=pl.lit("the record's own number"),
+            rows, pl.lit(None, dtype=pl.String), time, "other", subject=record,
+            where=~described.fill_null(False),
         ),
-        event(rows, nothing, time, "other", subject=record, where=~described.fill_null(False)),
         *(
             event(
                 rows, named(PREFIX, "parameter"), time, kind, subject=record, visit=record, value=value,
                 unit=pl.col("unit"), description=pl.col("description"), where=measured == kind,
-                withdrawn=pl.coalesce(negative, zero),
             )
             for kind in ("lab", "vital", "procedure")
         ),

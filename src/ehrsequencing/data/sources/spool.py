@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ehrsequencing.errors import DataError
 MAX_AGE_YEARS = 125
 EVENTS_PER_SHARD = 2_000_000
 MAX_SHARDS = 128  # files open at once; some systems allow 256
-BYTES_PER_ROW = {".gz": 20, ".csv": 100, ".parquet": 15}
+BYTES_PER_ROW = {".gz": 20, ".csv": 100, ".parquet": 15, ".txt": 17}
 PROGRESS_BYTES = 16 << 20
 BOOK_ROWS = 200_000
 
@@ -211,6 +212,18 @@ class EventSpool:
         joined = joined.with_columns(table=pl.lit(index, dtype=pl.UInt8))
         for (shard,), rows in joined.partition_by("shard", as_dict=True, maintain_order=True).items():
             self._append(int(shard), rows.select(*SPOOL_SCHEMA))
+
+    def set_aside(self, piece: Piece, reason: pl.Expr) -> Piece:
+        """Count the rows of which no event is made, by `reason` (text, null for the others); return those others.
+
+        For rows that the publisher marks as missing or wrong: nothing is lost, so they are no error with `strict`.
+        """
+        rows = piece.rows.with_columns(reason=reason)
+        aside = rows.filter(pl.col("reason").is_not_null())["reason"]
+        account = self.account(piece.table)
+        account["rows"] += len(aside)
+        account["rows_without_events"].update(dict(aside.value_counts().iter_rows()))
+        return replace(piece, rows=rows.filter(pl.col("reason").is_null()).drop("reason"))
 
     def _with_subjects(self, events: pl.DataFrame) -> pl.DataFrame:
         """Add `shard` and `birth`, null for subjects unknown; bisection, since there may be millions."""
