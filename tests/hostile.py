@@ -39,6 +39,10 @@ COUNTED = ("column gone", "row twice", "text for a number", "far date", "no date
 """Damage that is refused, or counted in the manifest, or hits what the source does not read."""
 ODD = ("odd cell", "row gone", "header only", "file gone")
 """Damage that may leave a smaller or another dataset, whose account must still add up."""
+OF_TABLES = (
+    "shuffled columns", "extra column", "row too short", "row too long", "column gone", "row twice", "row gone",
+    "header only",
+)  # fmt: skip
 KINDS = (*SAME, *REFUSED, *COUNTED, *ODD)
 MARKER = "zqhigh"
 TIME = re.compile(r"^[12]\d{3}-\d\d-\d\d([ T].*)?$")
@@ -74,7 +78,10 @@ class Damage:
 
 
 def damages(
-    clean: Path, pairs: Mapping[str, Iterable[tuple[str, str]]] | None = None, skip: Collection[str] = ()
+    clean: Path,
+    pairs: Mapping[str, Iterable[tuple[str, str]]] | None = None,
+    skip: Collection[str] = (),
+    lists: Collection[str] = (),
 ) -> st.SearchStrategy[Damage]:
     """Strategy of damage to the CSV and CSV.gz files below a folder.
 
@@ -82,6 +89,7 @@ def damages(
         clean: The folder.
         pairs: Per file (lower case, without suffix, such as `hosp/admissions`) the columns that start and stop.
         skip: Files (same names) that are left alone.
+        lists: Files that are no table with a header; their columns and rows stay as they are.
     """
     files = [
         str(path.relative_to(clean))
@@ -94,7 +102,7 @@ def damages(
     def draw_damage(draw: st.DrawFn) -> Damage:
         file = draw(st.sampled_from(files))
         kinds = [kind for kind in KINDS if kind != "gzip cut short" or file.endswith(".gz")]
-        kind = draw(st.sampled_from(kinds))
+        kind = draw(st.sampled_from([kind for kind in kinds if stem(file) not in lists or kind not in OF_TABLES]))
         return _damage(draw, kind, file, tables[file], list((pairs or {}).get(stem(file), ())))
 
     return draw_damage()
@@ -214,7 +222,8 @@ def check_source(
     *,
     pairs: Mapping[str, Iterable[tuple[str, str]]] | None = None,
     skip: Collection[str] = (),
-    examples: int = 25,
+    lists: Collection[str] = (),
+    examples: int = int(__import__("os").environ.get("N", 25)),
     **options: Any,
 ) -> None:
     """Import `examples` damaged copies of `clean`, and hold each result to `check_damaged`.
@@ -223,7 +232,7 @@ def check_source(
         kind: Source.
         clean: Folder of CSV or CSV.gz files.
         tmp_path: Where copies and datasets go.
-        pairs, skip: As in `damages`.
+        pairs, skip, lists: As in `damages`.
         examples: How many.
         options: Of the import.
     """
@@ -231,7 +240,7 @@ def check_source(
     check_account(sound)
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(damages(clean, pairs, skip))
+    @given(damages(clean, pairs, skip, lists))
     def check(damage: Damage) -> None:
         note(str(damage))
         damage.apply(clean, tmp_path / "raw")

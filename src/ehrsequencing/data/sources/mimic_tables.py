@@ -13,7 +13,7 @@ from ehrsequencing.data.sources.tables import Kind
 VISIT = "hadm_id"
 OF_ADMISSION: dict[str, Kind] = {"subject_id": "id", VISIT: "id"}
 NO_DISCHARGE = "admission unknown, or without a time of discharge"
-NO_SPAN = "without a time, or ends before it starts"
+NO_END = "start or end without a time, or end before the start"
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def icu_stay_spec(name: str) -> Spec:
     """The table of stays in intensive care."""
     return Spec(
         name, {**OF_ADMISSION, "intime": "time", "outtime": "time"}, icu_stays,
-        {"first_careunit": "text", "last_careunit": "text"}, no_time=NO_SPAN,
+        {"first_careunit": "text", "last_careunit": "text"}, no_time=NO_END,
     )  # fmt: skip
 
 
@@ -324,7 +324,7 @@ def _charted_spec(name: str, events: Events, marked: str | None, **required: Kin
 def icu_procedure_spec(name: str) -> Spec:
     """MetaVision's procedures, which have a start and an end."""
     return Spec(
-        name, {**_SPAN, "value": "number"}, icu_procedures, {"valueuom": "text", "statusdescription": "text"}, NO_SPAN,
+        name, {**_SPAN, "value": "number"}, icu_procedures, {"valueuom": "text", "statusdescription": "text"}, NO_END,
         _rewritten(),
     )  # fmt: skip
 
@@ -336,5 +336,5 @@ def input_spec(name: str) -> Spec:
         {
             "storetime": "time", "amountuom": "text", "rate": "number", "rateuom": "text", "statusdescription": "text",
         },
-        NO_SPAN, _rewritten(),
+        NO_END, _rewritten(),
     )  # fmt: skip

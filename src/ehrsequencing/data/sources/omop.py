@@ -103,7 +103,7 @@ def load(
         for spec in SPECS:
             if spec.name in tables and _add(spool, tables[spec.name], spec, inpatient, referred):
                 timed.add(spec.name)
-        ends, strangers = observation_ends(tables.get("observation_period"), subjects, date_only=not timed)
+        ends, periods = observation_ends(tables.get("observation_period"), subjects, date_only=not timed)
         book = spool.book()
         concepts = read_concepts(tables.get("concept"), referred | concepts_of(book["code"]), spool.advance)
         finish = _Finish(list(spool.tables), resolution(book["code"], concepts), concepts, timed)
@@ -121,7 +121,7 @@ def load(
                 written,
                 codes,
                 date_only=not timed,
-                conflicts={**finish.conflicts, "observation_periods_of_unknown_persons": strangers},
+                conflicts={**finish.conflicts, **periods},
                 codes_without_concept=len(concepts_of(codes["code"])),
                 tables_missing=sorted(used - set(tables)),
                 tables_not_read=sorted(set(tables) - used),
@@ -138,7 +138,7 @@ def _add(spool: EventSpool, table: Table, spec: Spec, inpatient: frozenset[int],
         timed |= has_times
         for column in spec.concept_values:
             referred.update(rows[column].drop_nulls().unique())
-        spool.add(piece, *spec.events(rows, inpatient), no_time=spec.no_time)
+        spool.add(piece, *spec.events(rows, inpatient), no_time=spec.no_time, contradictions=spec.contradictions())
     return timed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class Spec:
         events: From typed rows with these times, and the concepts that are stays in hospital, to events.
         concept_values: Columns of concepts that become a unit or a text.
         no_time: Why an event may lack a time.
+        end: Column with the date of the end, where it is read only to count those before the start.
     """
 
     name: str
@@ -42,6 +44,12 @@ class Spec:
     events: Callable[[pl.DataFrame, frozenset[int]], list[pl.DataFrame]]
     concept_values: tuple[str, ...] = ()
     no_time: str = field(default="without a date")
+    end: str | None = None
+
+    def contradictions(self) -> dict[str, pl.Expr]:
+        """For `EventSpool.add`."""
+        start = f"{self.times['start']}_date"
+        return {} if self.end is None else {f"{self.end} before {start}": pl.col(self.end) < pl.col(start)}
 
 
 def birth() -> pl.Expr:
@@ -90,7 +98,9 @@ def _coded(stem: str) -> pl.Expr:
     )  # fmt: skip
 
 
-def _domain(name: str, stem: str, start: str, kind: str, values: Mapping[str, Kind] | None = None) -> Spec:
+def _domain(
+    name: str, stem: str, start: str, kind: str, values: Mapping[str, Kind] | None = None, end: str | None = None
+) -> Spec:
     """A table with one event per row: the code from `STEM_concept_id`, the time from `START_date`."""
     values = values or {}
 
@@ -113,11 +123,12 @@ def _domain(name: str, stem: str, start: str, kind: str, values: Mapping[str, Ki
         {SUBJECT: "id", f"{stem}_concept_id": "id", f"{start}_date": "time"},
         {
             f"{start}_datetime": "time", VISIT: "id", f"{stem}_source_concept_id": "id",
-            f"{stem}_source_value": "text", **values,
+            f"{stem}_source_value": "text", **values, **({} if end is None else {end: "time"}),
         },
         {"start": start},
         events,
         tuple(column for column in values if column.endswith("_concept_id")),
+        end=end,
     )  # fmt: skip
 
 
@@ -172,35 +183,40 @@ SPECS = (
         _visits,
         no_time="visit without a start, or stay without an end that follows its start",
     ),
-    _domain("condition_occurrence", "condition", "condition_start", "diagnosis"),
-    _domain("drug_exposure", "drug", "drug_exposure_start", "drug"),
-    _domain("procedure_occurrence", "procedure", "procedure", "procedure"),
+    _domain("condition_occurrence", "condition", "condition_start", "diagnosis", end="condition_end_date"),
+    _domain("drug_exposure", "drug", "drug_exposure_start", "drug", end="drug_exposure_end_date"),
+    _domain("procedure_occurrence", "procedure", "procedure", "procedure", end="procedure_end_date"),
     _domain("measurement", "measurement", "measurement", "lab", _VALUES),
     _domain("observation", "observation", "observation", "other", {**_VALUES, "value_as_string": "text"}),
-    _domain("device_exposure", "device", "device_exposure_start", "other"),
+    _domain("device_exposure", "device", "device_exposure_start", "other", end="device_exposure_end_date"),
     Spec("death", {SUBJECT: "id", "death_date": "time"}, {"death_datetime": "time"}, {"start": "death"}, _deaths),
 )  # fmt: skip
 
 
 def observation_ends(
     table: Table | None, subjects: pl.DataFrame, *, date_only: bool, advance: Advance | None = None
-) -> tuple[pl.DataFrame | None, int]:
-    """Columns `subject_id`, `observation_end` of the last observation period, and the rows of unknown persons.
+) -> tuple[pl.DataFrame | None, dict[str, int]]:
+    """Columns `subject_id`, `observation_end` of the last observation period, and counts of rows that contradict.
 
     The end is the period's last day: its midnight where the dataset knows dates only, else its last second.
     """
     if table is None:
-        return None, 0
+        return None, {}
     ends = pl.DataFrame(schema={"subject_id": pl.Int64, "observation_end": pl.Datetime("us")})
-    outside = 0
+    conflicts: Counter[str] = Counter()
     columns: dict[str, Kind] = {SUBJECT: "id", "observation_period_end_date": "time"}
-    for piece in table.read(columns, None, advance):
+    for piece in table.read(columns, {"observation_period_start_date": "time"}, advance):
+        start, end = pl.col("observation_period_start_date"), pl.col("observation_period_end_date")
+        conflicts["observation_periods_that_end_before_they_start"] += len(piece.rows.filter(end < start))
+        conflicts["observation_periods_without_a_plausible_end"] += piece.rows[
+            "observation_period_end_date"
+        ].null_count()
         rows = piece.rows.select(
             subject_id=SUBJECT, observation_end=pl.col("observation_period_end_date").dt.truncate("1d")
         ).drop_nulls()
         known = rows.join(subjects, on="subject_id", how="semi")
-        outside += len(rows) - len(known)
+        conflicts["observation_periods_of_unknown_persons"] += len(rows) - len(known)
         ends = pl.concat([ends, known]).group_by("subject_id").agg(pl.col("observation_end").max())
     if not date_only:
         ends = ends.with_columns(pl.col("observation_end") + pl.duration(days=1) - pl.duration(seconds=1))
-    return ends.sort("subject_id"), outside
+    return ends.sort("subject_id"), dict(conflicts)

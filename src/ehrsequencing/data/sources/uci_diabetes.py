@@ -162,8 +162,11 @@ def _account(encounters: pl.DataFrame, events: pl.DataFrame, codes: pl.DataFrame
 def _read(src: Path) -> tuple[pl.DataFrame, dict[str, dict[int, str]]]:
     contents = _contents(src)
     name = f"{src}: {ENCOUNTERS_FILE}"
+    text = _text(contents[ENCOUNTERS_FILE], name)
+    # Polars reads a blank line as a row without values.
+    filled = "\n".join(line for line in text.splitlines() if line.strip())
     try:
-        table = pl.read_csv(contents[ENCOUNTERS_FILE], infer_schema=False)
+        table = pl.read_csv(filled.encode(), infer_schema=False)
     except (pl.exceptions.NoDataError, pl.exceptions.ComputeError) as problem:
         raise DataError(
             f"{name} is empty or malformed", got=str(problem).splitlines()[0], expected="a CSV file"
@@ -176,6 +179,18 @@ def _read(src: Path) -> tuple[pl.DataFrame, dict[str, dict[int, str]]]:
     if table.is_empty():
         raise DataError(f"{name} is empty", got="a header and 0 rows", expected="one row per encounter")
     return table.select(COLUMNS), _mapping(contents[MAPPING_FILE], f"{src}: IDs_mapping.csv")
+
+
+def _text(content: bytes, where: str) -> str:
+    if content.count(b'"') % 2:
+        raise DataError(f"{where} has a quotation mark that is never closed", expected="an even number of them")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise DataError(
+            f"{where} is not in UTF-8", got=f"{problem.reason} on line {content[: problem.start].count(10) + 1}",
+            expected="the publisher's file", remedy="convert the file to UTF-8",
+        ) from None  # fmt: skip
 
 
 def _contents(src: Path) -> dict[str, bytes]:
@@ -210,7 +225,7 @@ def _mapping(content: bytes, where: str) -> dict[str, dict[int, str]]:
     """Descriptions per identifier column; the file is three tables under one another, parted by empty rows."""
     tables: dict[str, dict[int, str]] = {}
     current: dict[int, str] = {}
-    for line, row in enumerate(csv.reader(io.StringIO(content.decode("utf-8-sig"))), start=1):
+    for line, row in enumerate(csv.reader(io.StringIO(_text(content, where))), start=1):
         if not row or not row[0].strip():
             continue
         if row[0] in MAPPED:
@@ -225,8 +240,8 @@ def _mapping(content: bytes, where: str) -> dict[str, dict[int, str]]:
 
 
 def _refuse(table: pl.DataFrame, column: str, bad: pl.Expr, expected: str) -> None:
-    """Name the first row where `bad` holds (line 1 is the header)."""
-    rows = table.with_row_index("line", offset=2).filter(bad).select("line", column)
+    """Name the first row where `bad` holds or is null (line 1 is the header; blank lines do not count)."""
+    rows = table.with_row_index("line", offset=2).filter(bad.fill_null(True)).select("line", column)
     if len(rows):
         raise DataError(
             f"column {column} of {ENCOUNTERS_FILE} has {len(rows)} unusable values",
@@ -242,7 +257,8 @@ def _parse(table: pl.DataFrame) -> pl.DataFrame:
         _refuse(table, column, number.is_null() | (number < 0), "a whole number, not negative")
     _refuse(table, "age", ~pl.col("age").str.contains(r"^\[\d+-\d+\)$"), "a decade such as [70-80)")
     weight = pl.col("weight")
-    _refuse(table, "weight", ~weight.is_in(MISSING) & ~weight.str.contains(r"^(\[\d+-\d+\)|>\d+)$"), "a band or '?'")
+    band = weight.is_in(MISSING) | weight.str.contains(r"^(\[\d+-\d+\)|>\d+)$")
+    _refuse(table, "weight", weight.is_not_null() & ~band, "a band or '?'")
     table = table.with_columns(pl.col(INTEGERS).cast(pl.Int64))
     days = pl.col("time_in_hospital")
     _refuse(table, "time_in_hospital", ~days.is_between(1, MAX_DAYS_IN_HOSPITAL), f"1 to {MAX_DAYS_IN_HOSPITAL} days")
@@ -251,7 +267,8 @@ def _parse(table: pl.DataFrame) -> pl.DataFrame:
         _refuse(table, drug, ~pl.col(drug).is_in(["No", *DRUG_STATES]), f"No, {', '.join(DRUG_STATES)}")
     for column, (_, _, _, allowed) in CATEGORIES.items():
         if allowed is not None:
-            _refuse(table, column, ~pl.col(column).is_in([*allowed, *MISSING]), f"{', '.join(allowed)} or missing")
+            bad = pl.col(column).is_not_null() & ~pl.col(column).is_in([*allowed, *MISSING])
+            _refuse(table, column, bad, f"{', '.join(allowed)} or missing")
     if twice := table.filter(pl.col("encounter_id").is_duplicated())["encounter_id"].unique().sort().to_list():
         raise DataError(
             f"{ENCOUNTERS_FILE} repeats {len(twice)} values of encounter_id", got=twice[0], expected="each once"

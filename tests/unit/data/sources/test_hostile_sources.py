@@ -2,6 +2,8 @@
 
 from test_mimic_iv_source import folder as mimic_folder
 from test_omop_source import folder as omop_folder
+from test_uci_source import encounters
+from test_uci_source import folder as uci_folder
 from tests.hostile import check_source
 
 STAYS = {
@@ -22,3 +24,8 @@ def test_mimic_iv(tmp_path):
 
 def test_omop(tmp_path):
     check_source("omop", omop_folder(tmp_path / "clean"), tmp_path, pairs=PERIODS)
+
+
+def test_uci(tmp_path):
+    rows = [(10 * n, 1 + n % 4, {"discharge_disposition_id": 11 if n == 7 else 1}) for n in range(1, 9)]
+    check_source("uci-diabetes", uci_folder(tmp_path / "clean", encounters(*rows)), tmp_path, lists=["ids_mapping"])

@@ -247,7 +247,7 @@ def test_rows_that_the_publisher_withdrew_make_no_event(dataset):
     tables = dataset.manifest["tables"]
     assert tables["inputevents_mv"] == {
         "rows": 3, "events": 3, "rows_with_events": 2, "rows_without_events": {"rewritten or cancelled": 1},
-        "dropped": {"without a time, or ends before it starts": 1},
+        "dropped": {"start or end without a time, or end before the start": 1},
     }  # fmt: skip
     for table in ("outputevents", "chartevents"):
         assert tables[table]["rows_without_events"] == {"marked as an error": 1}
@@ -263,7 +263,7 @@ def test_strict_takes_what_the_publisher_withdrew(tmp_path):
     }
     dataset = import_source("mimic-iii", folder(tmp_path / "raw", **clean), tmp_path / "meds", strict=True)
     assert dataset.manifest["events_dropped"] == {}
-    message = r"INPUTEVENTS_MV\.csv has 1 events that would be dropped; got without a time, or ends before it starts"
+    message = r"INPUTEVENTS_MV\.csv has 1 events that would be dropped; got start or end without a time, or end before the start"
     with pytest.raises(DataError, match=message):
         import_source(
             "mimic-iii", folder(tmp_path / "other", DIAGNOSES_ICD=clean["DIAGNOSES_ICD"]), tmp_path / "no", strict=True

@@ -334,7 +334,7 @@ def test_an_end_before_its_start_is_dropped_and_counted(tmp_path):
     dataset = import_source("mimic-iv", folder(tmp_path / "raw", **swapped), tmp_path / "meds")
     for table in ("icu/icustays", "icu/procedureevents"):
         account = dataset.manifest["tables"][table]
-        assert account["dropped"] == {"without a time, or ends before it starts": 1}
+        assert account["dropped"] == {"start or end without a time, or end before the start": 1}
         assert account["events"] == account["rows_with_events"] == 1
 
 

@@ -170,6 +170,8 @@ def test_drops_and_conflicts_are_counted(dataset):
         "events_of_visits_that_are_not_in_visit_occurrence": 1,
         "further_deaths_of_a_person": 1,
         "observation_periods_of_unknown_persons": 1,
+        "observation_periods_that_end_before_they_start": 0,
+        "observation_periods_without_a_plausible_end": 0,
     }
     assert manifest["date_only"] is False
     assert manifest["codes_without_concept"] == 3
