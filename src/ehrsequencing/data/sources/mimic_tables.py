@@ -310,7 +310,12 @@ def output_spec(name: str, marked: str | None = None) -> Spec:
 
 def date_spec(name: str, marked: str | None = None) -> Spec:
     """Dates charted as values, such as that of a catheter's insertion."""
-    return _charted_spec(name, charted("DATETIME", "other", None, "value"), marked, value="text")
+
+    def events(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
+        written = rows.with_columns(pl.col("value").dt.to_string("%Y-%m-%d %H:%M:%S"))
+        return charted("DATETIME", "other", None, "value")(written, context)
+
+    return _charted_spec(name, events, marked, value="time")
 
 
 def _charted_spec(name: str, events: Events, marked: str | None, **required: Kind) -> Spec:

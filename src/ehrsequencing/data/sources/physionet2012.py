@@ -37,8 +37,8 @@ NOTES = [
     "48 hours. A subject is one stay (RecordID): which stays are of one person is not published.",
     "MEDS_BIRTH lies Age years of 365.25 days before admission; ages are whole, and 90 stands for all above 89.",
     "All valid values are non-negative (the publisher), so a negative value is missing. So is 0, which no living body "
-    f"has, but for {', '.join(MAY_BE_ZERO)}; of 0 the publisher says nothing. Such rows make no event, and are counted. "
-    "Other outliers are kept.",
+    f"has, but for {', '.join(MAY_BE_ZERO)}; the publisher says nothing of it. Such rows make no event, and are "
+    "counted. Other outliers are kept.",
     "Units are those of the publisher's table of variables; the files carry none.",
     "Events are stamped as published. For laboratory results that is the time of the specimen, so that a result may be "
     "known an hour or more too early.",

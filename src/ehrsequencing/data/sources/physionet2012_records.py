@@ -210,7 +210,7 @@ def subjects(pieces: list[Piece]) -> pl.DataFrame:
                 if first["value"] is not None else f"no RecordID in row {first['row']}",
                 expected=str(first["recordid"]),
             )  # fmt: skip
-        described.append(rows.select("recordid", "parameter", "value"))
+        described.append(rows.select("recordid", "parameter", "value", file=pl.lit(str(piece.file))))
     records = pl.concat([pl.Series(dtype=pl.Int64), *(piece.rows["recordid"] for piece in pieces)])
     records = records.drop_nulls().unique().sort()
     if records.is_empty():
@@ -218,7 +218,8 @@ def subjects(pieces: list[Piece]) -> pl.DataFrame:
     known = pl.concat(described)
     if len(twice := known.filter(known.select("recordid", "parameter").is_duplicated())):
         raise DataError(
-            "a record is there twice", got=f"{twice['parameter'][0]} of record {twice['recordid'][0]}",
+            f"{twice['file'][-1]} has a record that is there already",
+            got=f"{twice['parameter'][-1]} of record {twice['recordid'][-1]}",
             expected="each descriptor once a record", remedy="remove the second file or row",
         )  # fmt: skip
     ages = known.filter(parameter="Age").select(subject_id="recordid", birth=_birth())

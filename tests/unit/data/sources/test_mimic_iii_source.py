@@ -1,6 +1,7 @@
 import polars as pl
 import pytest
 from raw_tables import events_of, rows_of, write_table
+from tests.hostile import check_source
 
 from ehrsequencing.data.sources import import_source
 from ehrsequencing.errors import DataError
@@ -263,7 +264,7 @@ def test_strict_takes_what_the_publisher_withdrew(tmp_path):
     }
     dataset = import_source("mimic-iii", folder(tmp_path / "raw", **clean), tmp_path / "meds", strict=True)
     assert dataset.manifest["events_dropped"] == {}
-    message = r"INPUTEVENTS_MV\.csv has 1 events that would be dropped; got start or end without a time, or end before the start"
+    message = r"INPUTEVENTS_MV\.csv has 1 events that would be dropped; got start or end without a time, or end before"
     with pytest.raises(DataError, match=message):
         import_source(
             "mimic-iii", folder(tmp_path / "other", DIAGNOSES_ICD=clean["DIAGNOSES_ICD"]), tmp_path / "no", strict=True
@@ -332,3 +333,14 @@ def test_bad_tables_are_named_and_nothing_is_written(tmp_path, changes, message)
     with pytest.raises(DataError, match=message):
         import_source("mimic-iii", folder(tmp_path / "raw", **changes), tmp_path / "meds")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_hostile_input(tmp_path):
+    spans = {
+        "admissions": [("admittime", "dischtime"), ("edregtime", "edouttime")],
+        "icustays": [("intime", "outtime")],
+        "procedureevents_mv": [("starttime", "endtime")],
+        "inputevents_mv": [("starttime", "endtime")],
+        "callout": [("createtime", "outcometime")],
+    }
+    check_source("mimic-iii", folder(tmp_path / "clean"), tmp_path, pairs=spans)

@@ -5,6 +5,7 @@ import zipfile
 import polars as pl
 import pytest
 from raw_tables import events_of, rows_of, write_table
+from tests.hostile import check_source
 
 from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.sources import import_source
@@ -230,7 +231,7 @@ def replaced(old, new, record=132539):
         ),
         (
             {"records": replaced("00:37,Urine,0", "00:37,Age,55")},
-            "a record is there twice; got Age of record 132539; expected each descriptor once a record",
+            r"set-a\.csv has a record that is there already; got Age of record 132539; expected each",
         ),
         ({"records": {}}, "the sets have no record; got 0 rows; expected at least one"),
         (
@@ -292,7 +293,7 @@ def test_a_set_in_two_forms_none_at_all_or_damaged(tmp_path):
 def test_a_record_in_two_sets(tmp_path):
     raw = folder(tmp_path / "raw")
     write_table(raw / "set-b.csv", table({132541: RECORDS[132541]}))
-    with pytest.raises(DataError, match="a record is there twice; got .* of record 132541"):
+    with pytest.raises(DataError, match=r"set-b\.csv has a record that is there already; got .* of record 132541"):
         import_source("physionet2012", raw, tmp_path / "meds")
     write_table(raw / "set-b.csv", table({7: "05:00,K,4.1"}))
     (raw / "Outcomes-b.txt").write_text(lines(OUTCOMES))
@@ -314,3 +315,9 @@ def test_shards_are_many_where_records_are(tmp_path, monkeypatch):
     dataset = import_source("physionet2012", raw, tmp_path / "meds")
     assert dataset.manifest["counts"]["shards"] > 2
     assert isinstance(events_of(dataset), pl.DataFrame)
+
+
+def test_hostile_input(tmp_path):
+    raw = folder(tmp_path / "clean", "set-a.csv.gz")
+    (raw / "Outcomes-a.txt").rename(raw / "Outcomes-a.csv")
+    check_source("physionet2012", raw, tmp_path)
