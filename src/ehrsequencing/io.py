@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ehrsequencing.errors import ConfigError, RunError
+
+logger = logging.getLogger(__name__)
+REQUEST_FILE, LOCK_FILE, CONTENT_FOLDER = "request.json", "lock", "content"
 
 
 def _sync_directory(path: Path) -> None:
@@ -72,8 +78,8 @@ class Mark:
 def atomic_directory(path: str | Path, *, overwrite: bool = False, mark: Mark | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success rename it to `path`, on any error remove it.
 
-    A replaced folder is renamed aside first. Where a kill between the two renames left it there, the next call for
-    the same `path` puts it back before anything else.
+    Names in it that begin with a dot are scratch and do not appear. A replaced folder is renamed aside first. Where a
+    kill between the two renames left it there, the next call for the same `path` puts it back before anything else.
 
     Args:
         path: The folder to write; a symbolic link stands for what it points to.
@@ -83,28 +89,169 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False, mark: Mark | 
     Raises:
         RunError: `path` exists, is no empty folder, and `overwrite` is False or the mark is absent.
     """
+    path = _writable(path, overwrite, mark)
+    temporary = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        _appear(temporary, path, overwrite, mark)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable_directory(
+    path: str | Path, request: Mapping[str, Any], *, overwrite: bool = False, mark: Mark | None = None
+) -> Iterator[Path]:
+    """Like `atomic_directory`, but what a killed process was writing is found there by the same request.
+
+    The folder yielded lies in `.NAME.unfinished-HASH` beside `path`, HASH being of the request. Files in it may be
+    incomplete: the caller must know which ones it finished. An error removes everything; Ctrl-C and a kill leave it.
+    What another request left for the same `path` is removed, and a warning says how the two differ.
+
+    Args:
+        path: The folder to write.
+        request: JSON object: all that decides what will be written.
+        overwrite, mark: As in `atomic_directory`.
+
+    Raises:
+        RunError: as `atomic_directory`, or another process is writing `path`.
+    """
+    path = _writable(path, overwrite, mark)
+    stated = json.dumps(request, sort_keys=True)
+    work = path.with_name(f".{path.name}.unfinished-{hash_bytes(stated.encode())[:8]}")
+    content = work / CONTENT_FOLDER
+    with ExitStack() as locks:
+        work.mkdir(exist_ok=True)
+        locks.enter_context(_locked(work, path))
+        kept = content.is_dir()
+        try:
+            for other in _unfinished(path):
+                if other != work:
+                    with _locked(other, path):
+                        reason = _difference(other, request)
+                        logger.warning("what a killed command left of %s is discarded: %s", path, reason)
+                        shutil.rmtree(other)
+            if kept and _request(work) == json.loads(stated):
+                logger.warning("taking up %s where a killed command left it", path)
+                for folder in (content, *(folder for folder in content.rglob("*") if folder.is_dir())):
+                    remove_partial(folder)
+            else:
+                shutil.rmtree(content, ignore_errors=True)
+                content.mkdir()
+                write_json(work / REQUEST_FILE, request)
+            kept = False
+            yield content
+            # First, so that a kill from here on leaves nothing to take up.
+            (work / REQUEST_FILE).unlink()
+            _appear(content, path, overwrite, mark)
+        except KeyboardInterrupt:
+            kept = True
+            raise
+        finally:
+            if not kept:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _writable(path: str | Path, overwrite: bool, mark: Mark | None) -> Path:
+    """The folder to write, after all checks that need no content."""
     path = Path(path)
     if path.is_symlink() or path.name in ("", ".."):
         path = path.resolve()
     _put_back(path)
     _refuse_replacing(path, overwrite, mark)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    return path
+
+
+def _appear(content: Path, path: Path, overwrite: bool, mark: Mark | None) -> None:
+    """Name the finished content `path`, in place of what is there, without the names that begin with a dot."""
+    for scratch in content.glob(".*"):
+        _remove(scratch)
     retired = path.with_name(f".{path.name}.retired-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
+    # Again: something may have come to lie there while the content was made.
+    _refuse_replacing(path, overwrite, mark)
     try:
-        yield temporary
-        # Again: something may have come to lie there while the content was made.
-        _refuse_replacing(path, overwrite, mark)
         if path.exists():
             path.rename(retired)
-        temporary.rename(path)
+        content.rename(path)
         _sync_directory(path.parent)
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         if retired.exists() and not path.exists():
             retired.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> list[Path]:
+    name = re.compile(re.escape(f".{path.name}.unfinished-") + "[0-9a-f]{8}")
+    return sorted(other for other in path.parent.iterdir() if name.fullmatch(other.name) and other.is_dir())
+
+
+def _request(work: Path) -> Any:
+    try:
+        return json.loads((work / REQUEST_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _difference(work: Path, request: Mapping[str, Any]) -> str:
+    """How the request that left a folder differs from this one; the first difference."""
+    left = _request(work)
+    if not isinstance(left, dict):
+        return "it was not to be taken up"
+    for key, now in request.items():
+        before = left.get(key)
+        if isinstance(now, Mapping) and isinstance(before, dict):
+            changed = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
+            if changed:
+                return f"{key} {changed[0]} was {before.get(changed[0])} and is {now.get(changed[0])}"
+        elif before != now:
+            return f"{key} was {before} and is {now}"
+    return "its request says more than this one"
+
+
+@contextmanager
+def _locked(work: Path, path: Path) -> Iterator[None]:
+    descriptor = lock_file(work / LOCK_FILE, f"{path} is being written by another process", "wait for it or stop it")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock_file(path: Path, what: str, remedy: str) -> int:
+    """Lock a file for this process and return the descriptor that holds it.
+
+    Raises:
+        RunError: another process holds it; says `what` and the `remedy`.
+    """
+    # POSIX record locks die with the process and, unlike flock, are not inherited by forked data workers, which may
+    # outlive a killed parent by a moment.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        if problem.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise RunError(what, remedy=remedy) from None
+        if problem.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+            os.close(descriptor)
+            raise
+        logger.warning("%s: this file system has no locks, so two processes writing here go unnoticed", path.parent)
+    return descriptor
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process was in the middle of writing in a folder; the caller holds the lock."""
+    for path in folder.glob(".*.partial-*"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _put_back(path: Path) -> None:

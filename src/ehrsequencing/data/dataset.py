@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,17 @@ from ehrsequencing.data.labels import write_labels
 from ehrsequencing.data.schema import EVENT_SCHEMA, SPLITS
 from ehrsequencing.data.splits import split_of
 from ehrsequencing.errors import DataError, SplitError
-from ehrsequencing.io import Mark, atomic_directory, hash_bytes, hash_file, read_json, versions, write_bytes, write_json
+from ehrsequencing.io import (
+    Mark,
+    atomic_directory,
+    hash_bytes,
+    hash_file,
+    read_json,
+    resumable_directory,
+    versions,
+    write_bytes,
+    write_json,
+)
 
 MANIFEST_KEY = "ehrsequencing"
 CODES_FILE, SPLITS_FILE = Path("metadata/codes.parquet"), Path("metadata/subject_splits.parquet")
@@ -39,6 +49,7 @@ def name_some(values: Any) -> str:
 class MedsWriter:
     """Writes a MEDS dataset; the folder appears whole when the `with` block ends after `finish`, or not at all.
 
+    With a `request`, what a killed process wrote is found in `folder` by the next one (`io.resumable_directory`).
     Holds no state but its temporary folder, so worker processes may call `write_events` on a copy.
 
     Raises:
@@ -46,14 +57,19 @@ class MedsWriter:
         DataError: the block ends without `finish`.
     """
 
-    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
+    def __init__(self, path: str | Path, overwrite: bool = False, request: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
+        self.request = request
         self.folder = self.path
 
     def __enter__(self) -> MedsWriter:
         with ExitStack() as stack:
-            self.folder = stack.enter_context(atomic_directory(self.path, overwrite=self.overwrite, mark=MARK))
+            if self.request is None:
+                folder = atomic_directory(self.path, overwrite=self.overwrite, mark=MARK)
+            else:
+                folder = resumable_directory(self.path, self.request, overwrite=self.overwrite, mark=MARK)
+            self.folder = stack.enter_context(folder)
             self._exit = stack.pop_all()
         return self
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import logging
-import os
 import shutil
 from pathlib import Path
 
 from ehrsequencing.errors import ConfigError, RunError
-
-logger = logging.getLogger(__name__)
+from ehrsequencing.io import lock_file, remove_partial
 
 FILES = (
     "metadata.json",
@@ -72,37 +67,15 @@ def discard(folder: Path) -> None:
     remove_partial(folder)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what a killed process was in the middle of writing; the caller holds the lock."""
-    for path in folder.glob(".*.partial-*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def lock(folder: Path) -> int:
     """Take the folder for this process and return the descriptor that holds it.
 
     Raises:
         RunError: another process holds it.
     """
-    # POSIX record locks die with the process and, unlike flock, are not inherited by forked data workers, which may
-    # outlive a killed parent by a moment.
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as problem:
-        if problem.errno in (errno.EACCES, errno.EAGAIN):
-            os.close(descriptor)
-            raise RunError(
-                f"{folder} is being written by another process", remedy="wait for it, stop it, or choose another name"
-            ) from None
-        if problem.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
-            os.close(descriptor)
-            raise
-        logger.warning("%s: this file system has no locks, so two processes writing here go unnoticed", folder)
-    return descriptor
+    return lock_file(
+        folder / LOCK, f"{folder} is being written by another process", "wait for it, stop it, or choose another name"
+    )
 
 
 def _is_scratch(path: Path) -> bool:

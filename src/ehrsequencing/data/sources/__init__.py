@@ -9,9 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ehrsequencing import __version__
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.data.sources.recognise import refuse_other_source
 from ehrsequencing.errors import ConfigError
+from ehrsequencing.io import hash_file
 
 Progress = Callable[[int, int], None]
 
@@ -24,8 +27,9 @@ class Source:
         name: What the user types.
         description: One line.
         expected_input: What must lie at the given path; None when the source reads nothing.
-        loader: "module:function", called with the input (if any), the output folder, `overwrite`, `progress` and the
-            source's own options as keywords.
+        loader: "module:function", called with the input (if any), the output folder, `overwrite`, `progress`, the
+            source's own options as keywords and, where it has that keyword, the `request` (JSON) by which an import
+            that was killed is taken up again.
     """
 
     name: str
@@ -105,8 +109,9 @@ def import_source(
     Raises:
         ConfigError: unknown source or option, or an input where none is read (or the reverse),
             one of `src` and `out` is or lies in the other, or `out` lies in a dataset or token store.
-        DataError: the input is missing, malformed or implausible.
-        RunError: `out` exists, and `overwrite` is False or it holds no dataset that we wrote.
+        DataError: the input is missing, malformed, implausible or of another source.
+        RunError: `out` exists, and `overwrite` is False or it holds no dataset that we wrote; or another process is
+            importing to `out`.
     """
     if kind not in SOURCES:
         raise ConfigError("unknown source", got=kind, expected=", ".join(SOURCES))
@@ -114,16 +119,40 @@ def import_source(
     if (src is None) != (source.expected_input is None):
         raise ConfigError(f"source {kind}", got=f"input {src}", expected=source.expected_input or "no input")
     loader = source.load()
-    known = {
+    keywords = {
         name
         for name, parameter in inspect.signature(loader).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
-    } - {"overwrite", "progress"}
+    }
+    known = keywords - {"overwrite", "progress", "request"}
     if unknown := sorted(set(options) - known):
         raise ConfigError(
             f"source {kind} has no option {', '.join(unknown)}", expected=", ".join(sorted(known)) or "no options"
         )
     inputs = () if src is None else (Path(src),)
     refuse_in_data(out, *inputs)
+    if src is not None:
+        refuse_other_source(kind, Path(src), Path(out), SOURCES)
+    if "request" in keywords and src is not None:
+        options["request"] = _request(kind, Path(src), options)
     loader(*inputs, Path(out), overwrite=overwrite, progress=progress, **options)
     return MedsDataset.open(out)
+
+
+def _request(kind: str, src: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what an import writes: source, version, options, and every file's size and time of change."""
+    files = sorted(path for path in src.rglob("*") if path.is_file()) if src.is_dir() else [src] * src.exists()
+    stamps = {path: path.stat() for path in files}
+    return {
+        "source": kind,
+        "version": __version__,
+        "input": str(src.resolve()),
+        "options": {
+            name: hash_file(value) if isinstance(value, Path) and value.is_file() else str(value)
+            for name, value in options.items()
+        },
+        "file": {
+            str(path.relative_to(src)): f"{stamp.st_size} bytes of {stamp.st_mtime_ns} ns"
+            for path, stamp in stamps.items()
+        },
+    }

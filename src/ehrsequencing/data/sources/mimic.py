@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -76,6 +77,7 @@ def import_release(
     overwrite: bool,
     strict: bool,
     progress: Callable[[int, int], None] | None,
+    request: Mapping[str, Any] | None,
 ) -> None:
     """Write the dataset of a release; tables that are missing are named in the manifest.
 
@@ -86,6 +88,7 @@ def import_release(
         overwrite: Replace what lies at `out`.
         strict: An event that would be dropped is an error.
         progress: Called with (steps done, steps).
+        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
 
     Raises:
         DataError: a column is missing, a file is damaged, an identifier or time does not parse, a subject is repeated;
@@ -102,7 +105,7 @@ def import_release(
         admissions.rows, {name.rpartition("/")[2]: _dictionary(release, tables, name) for name in release.dictionaries}
     )
     with (
-        MedsWriter(out, overwrite) as writer,
+        MedsWriter(out, overwrite, request) as writer,
         EventSpool(
             writer.folder / ".spool", subjects, read.values(), registry="patients", strict=strict, progress=progress
         ) as spool,
@@ -112,8 +115,7 @@ def import_release(
         for spec in release.specs:
             if spec.name not in read:
                 continue
-            spool.account(spec.name)
-            for piece in read[spec.name].read(spec.required, spec.optional, spool.advance):
+            for piece in spool.read(read[spec.name], spec.required, spec.optional):
                 if spec.aside is not None:
                     piece = spool.set_aside(piece, spec.aside)
                 spool.add(piece, *spec.events(piece.rows, context), no_time=spec.no_time)

@@ -5,8 +5,9 @@ Source: Johnson et al. 2016, doi:10.1038/sdata.2016.35; https://mimic.mit.edu/do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -84,6 +85,7 @@ def load(
     overwrite: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> None:
     """Import a folder of tables, names in either case; those that are missing are named in the manifest.
 
@@ -93,6 +95,7 @@ def load(
         overwrite: Replace what lies at `out`.
         strict: An event that would be dropped is an error.
         progress: Called with (steps done, steps).
+        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a subject is
@@ -101,7 +104,7 @@ def load(
     """
     tables = find_tables(src)
     require_tables(tables, ("patients", "admissions"), src)
-    import_release(RELEASE, tables, out, overwrite=overwrite, strict=strict, progress=progress)
+    import_release(RELEASE, tables, out, overwrite=overwrite, strict=strict, progress=progress, request=request)
 
 
 def _people(rows: pl.DataFrame) -> pl.DataFrame:

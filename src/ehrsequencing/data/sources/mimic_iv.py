@@ -5,8 +5,9 @@ Source: Johnson et al. 2023, doi:10.1038/s41597-022-01899-x; https://mimic.mit.e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -79,6 +80,7 @@ def load(
     overwrite: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> None:
     """Import `hosp/` and `icu/`; tables that are missing are named in the manifest.
 
@@ -88,13 +90,14 @@ def load(
         overwrite: Replace what lies at `out`.
         strict: An event that would be dropped is an error.
         progress: Called with (steps done, steps).
+        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a subject is
             repeated; with `strict`, a row without a place.
         RunError: `out` exists.
     """
-    import_release(RELEASE, _tables(src), out, overwrite=overwrite, strict=strict, progress=progress)
+    import_release(RELEASE, _tables(src), out, overwrite=overwrite, strict=strict, progress=progress, request=request)
 
 
 def _tables(src: Path) -> dict[str, Table]:

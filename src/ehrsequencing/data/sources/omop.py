@@ -6,8 +6,9 @@ Source: OHDSI, https://ohdsi.github.io/CommonDataModel/cdm53.html and cdm54.html
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -68,6 +69,7 @@ def load(
     overwrite: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> None:
     """Import a folder of CDM tables; those that are missing are named in the manifest.
 
@@ -78,6 +80,7 @@ def load(
         overwrite: Replace what lies at `out`.
         strict: An event that would be dropped is an error.
         progress: Called with (steps done, steps).
+        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a person is
@@ -91,7 +94,7 @@ def load(
     read = [tables[name] for name in (*(spec.name for spec in SPECS), *VOCABULARY) if name in tables]
     used = {"person", "observation_period", *VOCABULARY, *(spec.name for spec in SPECS)}
     with (
-        MedsWriter(out, overwrite) as writer,
+        MedsWriter(out, overwrite, request) as writer,
         EventSpool(
             writer.folder / ".spool", subjects, read, registry="person", strict=strict, progress=progress
         ) as spool,
@@ -101,13 +104,16 @@ def load(
         referred: set[int] = set()
         timed: set[str] = set()
         for spec in SPECS:
-            if spec.name in tables and _add(spool, tables[spec.name], spec, inpatient, referred):
-                timed.add(spec.name)
+            if spec.name in tables:
+                _add(spool, tables[spec.name], spec, inpatient)
+                notes = spool.notes(spec.name)
+                referred.update(notes.get("concepts", ()))
+                timed.update([spec.name] if notes.get("timed") else ())
         ends, periods = observation_ends(tables.get("observation_period"), subjects, date_only=not timed)
         book = spool.book()
         concepts = read_concepts(tables.get("concept"), referred | concepts_of(book["code"]), spool.advance)
         finish = _Finish(list(spool.tables), resolution(book["code"], concepts), concepts, timed)
-        written = spool.write(writer, finish)
+        written = spool.write(writer, finish, finish.conflicts)
         codes = _code_table(book, finish.codes).join(written["events_by_code"], on="code", how="semi")
         if ends is not None:
             write_observation_end(writer, ends)
@@ -129,17 +135,16 @@ def load(
         )
 
 
-def _add(spool: EventSpool, table: Table, spec: Spec, inpatient: frozenset[int], referred: set[int]) -> bool:
-    """Take a table's events and note the concepts of its units and values; tell whether it has times of day."""
-    timed = False
-    spool.account(spec.name)
-    for piece in table.read(spec.required, spec.optional, spool.advance):
+def _add(spool: EventSpool, table: Table, spec: Spec, inpatient: frozenset[int]) -> None:
+    """Take a table's events; note the concepts of its units and values, and whether it has times of day."""
+    concepts: set[int] = set()
+    for piece in spool.read(table, spec.required, spec.optional):
         rows, has_times = with_times(piece.rows, spec)
-        timed |= has_times
         for column in spec.concept_values:
-            referred.update(rows[column].drop_nulls().unique())
+            concepts.update(rows[column].drop_nulls().unique())
+        notes = spool.notes(spec.name)
+        notes |= {"timed": has_times or notes.get("timed", False), "concepts": sorted(concepts)}
         spool.add(piece, *spec.events(rows, inpatient), no_time=spec.no_time, contradictions=spec.contradictions())
-    return timed
 
 
 class _Finish:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from ehrsequencing.data.dataset import OBSERVATION_FILE, MedsWriter
 from ehrsequencing.data.schema import (
@@ -21,23 +19,23 @@ from ehrsequencing.data.schema import (
     DEATH_CODE,
     EVENT_SCHEMA,
     MICROSECONDS_PER_DAY,
-    SPLITS,
 )
-from ehrsequencing.data.sources.tables import EARLIEST, LATEST, Piece, Table
-from ehrsequencing.data.splits import split_of
+from ehrsequencing.data.sources.account import count_rows, new_account, read_account, stated
+from ehrsequencing.data.sources.shards import ImportProgress, shards_of
+from ehrsequencing.data.sources.spool_files import SpoolFiles
+from ehrsequencing.data.sources.tables import EARLIEST, LATEST, Kind, Piece, Table
 from ehrsequencing.errors import DataError
 
 MAX_AGE_YEARS = 125
 EVENTS_PER_SHARD = 2_000_000
 MAX_SHARDS = 128  # files open at once; some systems allow 256
 BYTES_PER_ROW = {".gz": 20, ".csv": 100, ".parquet": 15, ".txt": 17}
-PROGRESS_BYTES = 16 << 20
 BOOK_ROWS = 200_000
+BOOK_SCHEMA = {"code": pl.String(), "kind": pl.String(), "description": pl.String(), "numeric": pl.Boolean()}
+WRITTEN = ("visits", "events_after_death", "subjects_without_birth", "events_repeated", "events_merged")
 
 EXACT, DATE_ONLY, MIDNIGHT = 0, 1, 2
 """How well a time is known: to the second; a date without time; written as midnight, which may mean either."""
-ACCOUNT = ("rows", "events", "rows_with_events")
-ACCOUNT_BY = ("rows_dropped", "rows_without_events", "dropped", "unreadable", "implausible", "contradictions")
 SPOOL_SCHEMA = {**EVENT_SCHEMA, "clock": pl.Int8(), "table": pl.UInt8()}
 
 
@@ -103,7 +101,7 @@ class EventSpool:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Args:
-        folder: For temporary files; gone after `write`.
+        folder: For temporary files. Those that a killed import left there, of the same input, are taken up.
         subjects: `subject_id` (Int64, each once) and `birth` (Datetime, null where unknown).
         tables: What will be read; their sizes choose the number of shards.
         registry: Name of the table of subjects, for messages.
@@ -113,20 +111,18 @@ class EventSpool:
         self.folder, self.strict, self.registry = folder, strict, registry
         sizes = {file: file.stat().st_size for table in tables for file in table.files}
         rows = sum(size / BYTES_PER_ROW[file.suffix] for file, size in sizes.items())
-        self.shards = _shards(subjects, min(MAX_SHARDS, int(rows // EVENTS_PER_SHARD) + 1))
+        self.shards = shards_of(subjects, min(MAX_SHARDS, int(rows // EVENTS_PER_SHARD) + 1))
         plausible = pl.when(pl.col("birth").is_between(EARLIEST, LATEST)).then("birth")
         self._subjects = (
             self.shards.select("subject_id", "shard")
             .join(subjects.with_columns(birth=plausible), on="subject_id")
             .sort("subject_id")
         )
-        self._progress = _Progress(sizes, self.shards["shard"].n_unique(), progress)
+        self._progress = ImportProgress(sizes, self.shards["shard"].n_unique(), progress)
         self.tables: dict[str, dict[str, Any]] = {}
-        self._last: dict[str, Piece] = {}
-        self._book: list[pl.DataFrame] = []
-        self._files = ExitStack()
-        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
-        folder.mkdir()
+        self._notes: dict[str, dict[str, Any]] = {}
+        self._books: dict[str, list[pl.DataFrame]] = {}
+        self._files = SpoolFiles(folder)
 
     def __enter__(self) -> EventSpool:
         return self
@@ -139,16 +135,38 @@ class EventSpool:
         self._progress.reading(file, position)
 
     def account(self, table: str) -> dict[str, Any]:
-        """Counts of a table.
+        """Counts of a table, see `new_account`; tables stand in the order of their first mention."""
+        return self.tables.setdefault(table, new_account())
 
-        `rows` = `rows_with_events` + `rows_dropped` (by reason: events were made of the row, none was kept) +
-        `rows_without_events` (by reason: by rule, no event is made of the row). Further `events` kept and `dropped`
-        (by reason); `unreadable` numbers and `implausible` times by column, which read as missing; `contradictions`
-        (by name); and `columns_missing` of the optional ones.
+    def notes(self, table: str) -> dict[str, Any]:
+        """What a source must remember of a table (JSON), kept with the table when a kill interrupts the import."""
+        return self._notes.setdefault(table, {})
+
+    def read(
+        self, table: Table, required: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None
+    ) -> Iterator[Piece]:
+        """Pieces of a table, as `Table.read` yields them, of which the caller adds the events.
+
+        A table whose pieces were all taken is not read again when a killed import is taken up: nothing is yielded,
+        and its account, codes and notes are there.
         """
-        return self.tables.setdefault(
-            table, {**dict.fromkeys(ACCOUNT, 0), **{key: Counter() for key in ACCOUNT_BY}, "columns_missing": set()}
-        )
+        self.account(table.name)
+        index = self._index(table.name)
+        if (done := self._files.done_table(index)) is not None:
+            state, codes = done
+            self.tables[table.name] = read_account(state["account"])
+            self._notes[table.name] = state["notes"]
+            self._books[table.name] = [codes]
+            for file in table.files:
+                self.advance(file, file.stat().st_size)
+            return
+        yield from table.read(required, optional, self.advance)
+        state = {"account": stated(self.account(table.name)), "notes": self.notes(table.name)}
+        self._books[table.name] = [self._book_of(table.name)]
+        self._files.table_done(index, state, self._books[table.name][0])
+
+    def _index(self, table: str) -> int:
+        return list(self.tables).index(table)
 
     def add(
         self,
@@ -173,45 +191,35 @@ class EventSpool:
                 row says cannot be.
         """
         account = self.account(piece.table)
-        account["rows"] += len(piece.rows)
         account["columns_missing"].update(piece.absent)
         self._count_cells(piece, account)
         for name, wrong in (contradictions or {}).items():
             if len(rows := piece.rows.filter(wrong)):
                 self._refuse(f"{piece.file} has {len(rows)} rows with {name}", f"row {rows['row'][0]}")
                 account["contradictions"][name] += len(rows)
-        joined = self._with_subjects(pl.concat(events))
-        age = (pl.col("time") - pl.col("birth")).dt.total_microseconds()
-        reasons = {
-            "without a subject": pl.col("subject_id").is_null(),
-            f"subject not in {self.registry}": pl.col("shard").is_null(),
-            "without a code": pl.col("code").is_null(),
-            no_time: pl.col("time").is_null() & ~pl.col("undated"),
-            f"before {EARLIEST.year} or after {LATEST.year}": ~pl.col("time").is_between(EARLIEST, LATEST),
-            "before birth": age < 0,
-            f"more than {MAX_AGE_YEARS} years after birth": age > MAX_AGE_YEARS * DAYS_PER_YEAR * MICROSECONDS_PER_DAY,
-        }
-        reason = pl.coalesce(
-            *(pl.when(wrong.fill_null(False)).then(pl.lit(name)) for name, wrong in reasons.items()), pl.lit(None)
-        )
-        joined = joined.with_columns(reason=reason)
-        dropped = joined.filter(pl.col("reason").is_not_null())
-        if len(dropped):
+        joined = self._with_subjects(events[0] if len(events) == 1 else pl.concat(events))
+        reasons = self._reasons(no_time)
+        bad = joined.select(pl.any_horizontal(*reasons.values()).alias("bad"))["bad"]
+        dropped = joined.clear().with_columns(reason=pl.lit(""))
+        if bad.any():
+            named = (pl.when(condition).then(pl.lit(name)) for name, condition in reasons.items())
+            dropped = joined.filter(bad).with_columns(reason=pl.coalesce(*named))
+            joined = joined.filter(~bad)
             first = dropped.row(0, named=True)
             self._refuse(
                 f"{piece.file} has {len(dropped)} events that would be dropped",
                 f"{first['reason']}: subject {first['subject_id']}, code {first['code']}, time {first['time']} "
                 f"in row {first['row']}",
-            )  # fmt: skip
+            )
             account["dropped"].update(dict(dropped["reason"].value_counts().iter_rows()))
-            joined = joined.filter(pl.col("reason").is_null())
         account["events"] += len(joined)
-        self._count_rows(piece, account, joined, dropped, no_event)
-        self._note_codes(joined)
-        index = list(self.tables).index(piece.table)
-        joined = joined.with_columns(table=pl.lit(index, dtype=pl.UInt8))
-        for (shard,), rows in joined.partition_by("shard", as_dict=True, maintain_order=True).items():
-            self._append(int(shard), rows.select(*SPOOL_SCHEMA))
+        count_rows(account, piece.rows["row"], joined["row"], dropped.select("row", "reason"), no_event)
+        self._note_codes(piece.table, joined)
+        index = self._index(piece.table)
+        joined = joined.with_columns(table=pl.lit(index, dtype=pl.UInt8)).select("shard", *SPOOL_SCHEMA)
+        parts = joined.partition_by("shard", as_dict=True, maintain_order=True, include_key=False)
+        for (shard,), rows in parts.items():
+            self._files.append(index, int(shard), rows)
 
     def set_aside(self, piece: Piece, reason: pl.Expr) -> Piece:
         """Count the rows of which no event is made, by `reason` (text, null for the others); return those others.
@@ -224,6 +232,20 @@ class EventSpool:
         account["rows"] += len(aside)
         account["rows_without_events"].update(dict(aside.value_counts().iter_rows()))
         return replace(piece, rows=rows.filter(pl.col("reason").is_null()).drop("reason"))
+
+    def _reasons(self, no_time: str) -> dict[str, pl.Expr]:
+        """Why an event is dropped: never null; the first that holds counts."""
+        time, birth = pl.col("time"), pl.col("birth")
+        oldest = birth + pl.duration(microseconds=int(MAX_AGE_YEARS * DAYS_PER_YEAR * MICROSECONDS_PER_DAY))
+        return {
+            "without a subject": pl.col("subject_id").is_null(),
+            f"subject not in {self.registry}": pl.col("shard").is_null(),
+            "without a code": pl.col("code").is_null(),
+            no_time: time.is_null() & ~pl.col("undated"),
+            f"before {EARLIEST.year} or after {LATEST.year}": (~time.is_between(EARLIEST, LATEST)).fill_null(False),
+            "before birth": (time < birth).fill_null(False),
+            f"more than {MAX_AGE_YEARS} years after birth": (time > oldest).fill_null(False),
+        }
 
     def _with_subjects(self, events: pl.DataFrame) -> pl.DataFrame:
         """Add `shard` and `birth`, null for subjects unknown; bisection, since there may be millions."""
@@ -246,87 +268,88 @@ class EventSpool:
                 self._refuse(f"column {column} of {piece.file} has {count} values that are {wrong}")
                 account[key][column] += count
 
-    @staticmethod
-    def _count_rows(
-        piece: Piece, account: dict[str, Any], kept: pl.DataFrame, dropped: pl.DataFrame, no_event: str
-    ) -> None:
-        if piece.rows.is_empty():
-            return
-        first, last = piece.rows["row"].min(), piece.rows["row"].max()
-        seen = np.zeros(last - first + 1, dtype=bool)  # type: ignore[operator]
-        seen[kept["row"].to_numpy() - first] = True
-        with_events = int(seen.sum())
-        lost = dropped.filter(~pl.Series(seen[dropped["row"].to_numpy() - first])).unique("row", keep="first")
-        account["rows_with_events"] += with_events
-        account["rows_dropped"].update(dict(lost["reason"].value_counts().iter_rows()))
-        if without := len(piece.rows) - with_events - len(lost):
-            account["rows_without_events"][no_event] += without
-
-    def _note_codes(self, events: pl.DataFrame) -> None:
-        self._book.append(
+    def _note_codes(self, table: str, events: pl.DataFrame) -> None:
+        book = self._books.setdefault(table, [])
+        book.append(
             merge_codes(events.select("code", "kind", "description", numeric=pl.col("numeric_value").is_not_null()))
         )
-        if sum(map(len, self._book)) > BOOK_ROWS:
-            self._book = [merge_codes(pl.concat(self._book))]
+        if sum(map(len, book)) > BOOK_ROWS:
+            self._books[table] = [self._book_of(table)]
 
-    def _append(self, shard: int, rows: pl.DataFrame) -> None:
-        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-        if shard not in self._writers:
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            sink = self._files.enter_context(pa.OSFile(str(self._spooled(shard)), "wb"))
-            self._writers[shard] = self._files.enter_context(pa.ipc.new_stream(sink, table.schema, options=options))
-        self._writers[shard].write_table(table)
-
-    def _spooled(self, shard: int) -> Path:
-        return self.folder / f"{shard}.arrows"
+    def _book_of(self, table: str) -> pl.DataFrame:
+        parts = self._books.get(table) or [pl.DataFrame(schema=BOOK_SCHEMA)]
+        return merge_codes(pl.concat(parts))
 
     def book(self) -> pl.DataFrame:
         """Columns `code`, `kind`, `description`, `numeric` of every code taken so far; the first table decides."""
-        if not self._book:
+        book = merge_codes(
+            pl.concat([pl.DataFrame(schema=BOOK_SCHEMA), *(self._book_of(name) for name in self.tables)])
+        )
+        if book.is_empty():
             raise DataError("no table has an event", expected="at least one")
-        return merge_codes(pl.concat(self._book)).sort("code")
+        return book.sort("code")
 
-    def write(self, writer: MedsWriter, finish: Callable[[pl.DataFrame], pl.DataFrame] | None = None) -> dict[str, Any]:
-        """Write every shard, then remove the temporary files.
+    def write(
+        self,
+        writer: MedsWriter,
+        finish: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+        conflicts: Counter[str] | None = None,
+    ) -> dict[str, Any]:
+        """Write every shard that a killed import had not written yet.
 
         Args:
             writer: The dataset.
             finish: Last changes to a shard (columns of `SPOOL_SCHEMA`), which then holds all events of its subjects.
+            conflicts: What `finish` counts in; after `write`, over all shards.
 
         Returns:
             `visits`, `events_after_death`, `subjects_without_birth`, `events_repeated` (equal in every column to one
             before them), `events_merged` (taken away by `finish`) and `events_by_code` (columns `code`, `len`).
         """
         self._files.close()
-        visits = after_death = born = everyone = repeated = merged = 0
-        by_code = [pl.DataFrame(schema={"code": pl.String, "len": pl.UInt32})]
-        places = self.shards.select("shard", "split", "number").unique().sort("shard")
-        for shard, split, number in places.iter_rows():
-            if shard in self._writers:
-                with pa.ipc.open_stream(str(self._spooled(shard))) as stream:
-                    events = pl.DataFrame(stream.read_all())
-                merged += len(events)
-                events = finish(events) if finish is not None else events
-                merged -= len(events)
-                repeated += len(events) - events.select(*EVENT_SCHEMA).hash_rows().n_unique()
-                death = pl.col("time").filter(pl.col("code") == DEATH_CODE).min().over("subject_id")
-                after_death += events.select((pl.col("time") > death).sum()).item()
-                born += events.filter(pl.col("code") == BIRTH_CODE)["subject_id"].n_unique()
-                everyone += events["subject_id"].n_unique()
-                visits += len(events.select("subject_id", "visit_id").drop_nulls().unique())
-                by_code.append(events.group_by("code").len())
-                writer.write_events(split, number, events.select(*EVENT_SCHEMA))
-                self._spooled(shard).unlink()
+        conflicts = Counter() if conflicts is None else conflicts
+        totals: Counter[str] = Counter(dict.fromkeys(WRITTEN, 0))
+        by_code = []
+        for shard, split, number in self.shards.select("shard", "split", "number").unique().sort("shard").iter_rows():
+            if (done := self._files.done_shard(shard)) is None:
+                before = Counter(conflicts)
+                events = self._files.read(shard)
+                counts, codes = _write_shard(writer, split, number, events, finish)
+                found = {key: count - before[key] for key, count in conflicts.items()}
+                self._files.shard_done(shard, {"counts": counts, "conflicts": found}, codes)
+            else:
+                counts, codes = done[0]["counts"], done[1]
+                for key, count in done[0]["conflicts"].items():
+                    conflicts[key] += count
+            totals.update(counts)
+            by_code.append(codes)
             self._progress.wrote()
-        self.folder.rmdir()
-        return {
-            "visits": visits,
-            "events_after_death": after_death,
-            "subjects_without_birth": everyone - born,
-            "events_repeated": repeated,
-            "events_merged": merged,
-            "events_by_code": pl.concat(by_code).group_by("code").agg(pl.col("len").sum()).sort("code"),
-        }
+        return {**totals, "events_by_code": pl.concat(by_code).group_by("code").agg(pl.col("len").sum()).sort("code")}
+
+
+def _write_shard(
+    writer: MedsWriter,
+    split: str,
+    number: int,
+    events: pl.DataFrame | None,
+    finish: Callable[[pl.DataFrame], pl.DataFrame] | None,
+) -> tuple[dict[str, int], pl.DataFrame]:
+    """Write a shard's events; returns its counts by name of `WRITTEN` and its events by code."""
+    if events is None:
+        return dict.fromkeys(WRITTEN, 0), pl.DataFrame(schema={"code": pl.String, "len": pl.UInt32})
+    spooled = len(events)
+    events = finish(events) if finish is not None else events
+    death = pl.col("time").filter(pl.col("code") == DEATH_CODE).min().over("subject_id")
+    subjects = events["subject_id"].n_unique()
+    counts = {
+        "visits": len(events.select("subject_id", "visit_id").drop_nulls().unique()),
+        "events_after_death": events.select((pl.col("time") > death).sum()).item(),
+        "subjects_without_birth": subjects - events.filter(pl.col("code") == BIRTH_CODE)["subject_id"].n_unique(),
+        "events_repeated": len(events) - events.select(*EVENT_SCHEMA).hash_rows().n_unique(),
+        "events_merged": spooled - len(events),
+    }
+    writer.write_events(split, number, events.select(*EVENT_SCHEMA))
+    return counts, events.group_by("code").len()
 
 
 def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, **further: Any) -> dict[str, Any]:
@@ -343,23 +366,12 @@ def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, 
         dropped.update(account["dropped"])
     kinds = written["events_by_code"].join(codes, on="code").group_by("kind").agg(pl.col("len").sum()).sort("kind")
     return {
-        "visits": written["visits"],
+        **{name: written[name] for name in WRITTEN},
         "events_by_kind": dict(kinds.iter_rows()),
         "events_dropped": dict(dropped.most_common()),
-        "events_after_death": written["events_after_death"],
-        "subjects_without_birth": written["subjects_without_birth"],
-        "events_repeated": written["events_repeated"],
-        "events_merged": written["events_merged"],
         "tables": {name: stated(account) for name, account in spool.tables.items()},
         **further,
     }
-
-
-def stated(account: Mapping[str, Any]) -> dict[str, Any]:
-    """A table's account as the manifest states it: sorted, and without what is empty."""
-    entries: dict[str, Any] = {key: account[key] for key in ACCOUNT}
-    entries |= {key: dict(sorted(account[key].items())) for key in ACCOUNT_BY if account[key]}
-    return entries | ({"columns_missing": sorted(account["columns_missing"])} if account["columns_missing"] else {})
 
 
 def write_observation_end(writer: MedsWriter, ends: pl.DataFrame) -> None:
@@ -374,43 +386,3 @@ def merge_codes(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.group_by("code", maintain_order=True).agg(
         pl.col("kind").first(), pl.col("description").drop_nulls().first(), pl.col("numeric").any()
     )
-
-
-def _shards(subjects: pl.DataFrame, total: int) -> pl.DataFrame:
-    """Columns `subject_id`, `split`, `number` (within the split), `shard` (over all), by ascending identifier."""
-    ordered = subjects.select("subject_id").sort("subject_id")
-    ordered = ordered.with_columns(split=pl.Series(split_of(ordered["subject_id"].to_numpy()), dtype=pl.String))
-    parts, first = [], 0
-    for split in SPLITS:
-        rows = ordered.filter(pl.col("split") == split)
-        count = min(len(rows), max(1, round(total * len(rows) / max(len(ordered), 1))))
-        number = np.arange(len(rows)) * count // max(len(rows), 1)
-        parts.append(
-            rows.with_columns(number=pl.Series(number, dtype=pl.Int64), shard=pl.Series(number + first, dtype=pl.Int64))
-        )
-        first += count
-    return pl.concat(parts)
-
-
-class _Progress:
-    """Pieces of 16 MiB read, then shards written."""
-
-    def __init__(self, sizes: Mapping[Path, int], shards: int, tell: Callable[[int, int], None] | None) -> None:
-        self.tell = tell
-        self.read = dict.fromkeys(sizes, 0)
-        self.of = {file: max(1, -(-size // PROGRESS_BYTES)) for file, size in sizes.items()}
-        self.total = sum(self.of.values()) + shards
-        self.written = self.told = 0
-
-    def reading(self, file: Path, position: int) -> None:
-        self.read[file] = min(self.of[file], -(-position // PROGRESS_BYTES))
-        self._tell(sum(self.read.values()))
-
-    def wrote(self) -> None:
-        self.written += 1
-        self._tell(sum(self.of.values()) + self.written)
-
-    def _tell(self, done: int) -> None:
-        if self.tell is not None and done > self.told:
-            self.told = done
-            self.tell(done, self.total)
