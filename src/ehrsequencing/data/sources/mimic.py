@@ -133,7 +133,10 @@ def import_release(
                 spool,
                 written,
                 codes,
-                conflicts=_conflicts(release, people, admissions.rows, observed),
+                conflicts={
+                    **_conflicts(release, people, admissions.rows, observed),
+                    "codes_without_description": codes["description"].null_count(),
+                },
                 tables_missing=sorted(used - set(tables)),
                 tables_not_read=sorted(set(tables) - used),
             ),
