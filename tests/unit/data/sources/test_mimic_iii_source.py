@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 from raw_tables import events_of, rows_of, write_table
-from tests.hostile import check_source
+from tests.hostile import check_source, check_wrong_source
 
 from ehrsequencing.data.sources import import_source
 from ehrsequencing.errors import DataError
@@ -333,6 +333,11 @@ def test_bad_tables_are_named_and_nothing_is_written(tmp_path, changes, message)
     with pytest.raises(DataError, match=message):
         import_source("mimic-iii", folder(tmp_path / "raw", **changes), tmp_path / "meds")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_folder_of_something_else(tmp_path):
+    check_wrong_source("mimic-iv", folder(tmp_path / "raw"), "mimic-iii", tmp_path)
+    check_wrong_source("physionet2012", tmp_path / "raw", "mimic-iii", tmp_path)
 
 
 def test_hostile_input(tmp_path):

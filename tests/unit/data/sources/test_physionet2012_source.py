@@ -2,13 +2,14 @@ import io
 import tarfile
 import zipfile
 
-import polars as pl
 import pytest
 from raw_tables import events_of, rows_of, write_table
 from tests.hostile import check_source
+from typer.testing import CliRunner
 
+from ehrsequencing.cli.main import app
 from ehrsequencing.data.labels import read_labels
-from ehrsequencing.data.sources import import_source
+from ehrsequencing.data.sources import import_source, spool
 from ehrsequencing.errors import ConfigError, DataError
 
 RECORDS = {
@@ -301,20 +302,29 @@ def test_a_record_in_two_sets(tmp_path):
         import_source("physionet2012", raw, tmp_path / "meds")
 
 
+def test_the_command_line(tmp_path):
+    raw, out = folder(tmp_path / "raw"), tmp_path / "meds"
+    told = CliRunner().invoke(app, ["import", "physionet2012", str(raw), str(out), "--horizon-days", "30"])
+    assert told.exit_code == 0, told.output
+    assert "subjects: 6" in told.output and "The publisher gives no dates." in told.output
+    manifest = read_labels(out / "labels/time_to_death.parquet")[1]
+    assert manifest["horizon_days"] == 30
+    with pytest.raises(ConfigError, match="source mimic-iii has no option horizon_days; expected strict"):
+        import_source("mimic-iii", raw, tmp_path / "other", horizon_days=30)
+
+
 @pytest.mark.parametrize("days", [0, 3651])
 def test_horizons_out_of_range(tmp_path, days):
     with pytest.raises(ConfigError, match=f"horizon_days is out of range; got {days}; expected 1 to 3650"):
         import_source("physionet2012", folder(tmp_path / "raw"), tmp_path / "meds", horizon_days=days)
 
 
-def test_shards_are_many_where_records_are(tmp_path, monkeypatch):
-    from ehrsequencing.data.sources import spool
-
+def test_shards_are_many_where_records_are(tmp_path, monkeypatch, dataset):
     monkeypatch.setattr(spool, "EVENTS_PER_SHARD", 4)
     raw = folder(tmp_path / "raw", "set-a")
-    dataset = import_source("physionet2012", raw, tmp_path / "meds")
-    assert dataset.manifest["counts"]["shards"] > 2
-    assert isinstance(events_of(dataset), pl.DataFrame)
+    several = import_source("physionet2012", raw, tmp_path / "meds")
+    assert several.manifest["counts"]["shards"] > dataset.manifest["counts"]["shards"]
+    assert events_of(several).equals(events_of(dataset))
 
 
 def test_hostile_input(tmp_path):
