@@ -348,4 +348,4 @@ def test_hostile_input(tmp_path):
         "inputevents_mv": [("starttime", "endtime")],
         "callout": [("createtime", "outcometime")],
     }
-    check_source("mimic-iii", folder(tmp_path / "clean"), tmp_path, pairs=spans)
+    check_source("mimic-iii", folder(tmp_path / "clean"), tmp_path, pairs=spans, examples=15)
