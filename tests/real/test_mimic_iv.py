@@ -46,7 +46,9 @@ def test_every_row_of_every_table_is_an_event(dataset, events):
     assert dataset.manifest["events_dropped"] == {}
     assert dataset.manifest["counts"]["subjects"] == 100
     assert dataset.manifest["visits"] == events["visit_id"].drop_nulls().n_unique() == 275
-    assert dataset.manifest["tables_missing"] == ["hosp/d_icd_diagnoses", "hosp/d_icd_procedures", "hosp/emar"]
+    assert dataset.manifest["tables_missing"] == [
+        "hosp/d_icd_diagnoses", "hosp/d_icd_procedures", "hosp/emar", "icu/chartevents", "icu/inputevents",
+    ]  # fmt: skip
     for prefix, table, rows in (
         ("HOSPITAL_ADMISSION//", "hosp/admissions", 275), ("HOSPITAL_DISCHARGE//", "hosp/admissions", 275),
         ("TRANSFER_TO//", "hosp/transfers", 1190), ("SERVICE//", "hosp/services", 319),
@@ -54,7 +56,8 @@ def test_every_row_of_every_table_is_an_event(dataset, events):
         ("LAB//", "hosp/labevents", 107_727), ("MICROBIOLOGY//", "hosp/microbiologyevents", 2899),
         ("DRUG//", "hosp/prescriptions", 18_087), ("ICU_ADMISSION//", "icu/icustays", 140),
         ("ICU_DISCHARGE//", "icu/icustays", 140), ("OUTPUT//", "icu/outputevents", 9362),
-        ("PROCEDURE//START//", "icu/procedureevents", 1468), ("PROCEDURE//END//", "icu/procedureevents", 1468),
+        ("DATETIME//", "icu/datetimeevents", 15_280), ("PROCEDURE//START//", "icu/procedureevents", 1468),
+        ("PROCEDURE//END//", "icu/procedureevents", 1468),
     ):  # fmt: skip
         diagnoses = events.filter(pl.col("code").str.contains("^ICD(9|10)CM//"))
         found = diagnoses if prefix == "ICD" else starting(events, prefix)

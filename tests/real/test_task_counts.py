@@ -97,7 +97,7 @@ def mimic_tables():
         ("hosp/prescriptions", [pl.col("starttime")], "drug", "D" + pl.col("drug")),
         ("hosp/omr", [end_of_day("chartdate")], None, None),
         ("icu/icustays", [pl.col("intime"), pl.col("outtime")], None, None),
-        ("icu/outputevents", [stored], None, None),
+        ("icu/outputevents", [stored], None, None), ("icu/datetimeevents", [stored], None, None),
         ("icu/procedureevents", [pl.col("starttime")], "procedure", "S" + pl.col("itemid")),
         ("icu/procedureevents", [pl.col("endtime")], "procedure", "E" + pl.col("itemid")),
     ):  # fmt: skip

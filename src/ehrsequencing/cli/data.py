@@ -44,13 +44,18 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of the publisher.")],
     out: Annotated[Path, typer.Argument(help="Folder of the MEDS dataset to write.")],
     strict: Annotated[bool, typer.Option("--strict", help="An event that would be dropped is an error.")] = False,
+    horizon_days: Annotated[
+        int | None,
+        typer.Option("--horizon-days", help="physionet2012: where time_to_death is censored; 365 by default."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn raw files into a MEDS dataset."""
     from ehrsequencing.data.dataset import MedsDataset
     from ehrsequencing.data.sources import import_source
 
-    options = {"strict": True} if strict else {}
+    options: dict[str, bool | int] = {"strict": True} if strict else {}
+    options |= {"horizon_days": horizon_days} if horizon_days is not None else {}
     with progress_bars() as update:
         import_source(
             kind,

@@ -66,6 +66,18 @@ SOURCES: dict[str, Source] = {
             "ehrsequencing.data.sources.mimic_iv:load",
         ),
         Source(
+            "mimic-iii",
+            "MIMIC-III 1.4: intensive care of Beth Israel Deaconess Medical Center, 2001 to 2012, demo or whole",
+            "the publisher's folder of CSV files (PATIENTS and ADMISSIONS at least), compressed or not",
+            "ehrsequencing.data.sources.mimic_iii:load",
+        ),
+        Source(
+            "physionet2012",
+            "PhysioNet/CinC Challenge 2012: the first 48 hours of 4,000 stays a set in intensive care, with outcomes",
+            "a folder with set-a.csv, set-a/, set-a.zip or set-a.tar.gz (b and c likewise) and Outcomes-a.txt",
+            "ehrsequencing.data.sources.physionet2012:load",
+        ),
+        Source(
             "omop",
             "OMOP Common Data Model 5.3 and 5.4",
             "a folder of tables (person at least) as CSV, CSV.gz or parquet",

@@ -6,56 +6,71 @@ Source: Johnson et al. 2023, doi:10.1038/s41597-022-01899-x; https://mimic.mit.e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from ehrsequencing.data.calendar import SHIFTED_DATES
-from ehrsequencing.data.dataset import MedsWriter
-from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
-from ehrsequencing.data.sources.mimic_iv_tables import SPECS, Context, end_of_day
-from ehrsequencing.data.sources.spool import EventSpool, event, named, summary, write_observation_end
-from ehrsequencing.data.sources.tables import Kind, Piece, Table, find_tables, keyed, require_tables
+from ehrsequencing.data.sources.mimic import (
+    ASIDE_NOTE,
+    DEATH_NOTE,
+    ITEMS,
+    LAB_ITEMS,
+    TEXT_NOTE,
+    VISIT_NOTE,
+    Release,
+    import_release,
+)
+from ehrsequencing.data.sources.mimic_tables import (
+    NO_DISCHARGE,
+    OF_ADMISSION,
+    VISIT,
+    Context,
+    Spec,
+    billed,
+    billed_procedures,
+    chart_spec,
+    date_spec,
+    drg_spec,
+    end_of_day,
+    icu_procedure_spec,
+    icu_stay_spec,
+    input_spec,
+    lab_spec,
+    microbiology_code,
+    number,
+    output_spec,
+    prescribed,
+    services,
+    transfers,
+    unless,
+)
+from ehrsequencing.data.sources.spool import event, named
+from ehrsequencing.data.sources.tables import Kind, Table, find_tables, require_tables
 from ehrsequencing.errors import DataError
 
 FOLLOW_UP_DAYS = 365
-PATIENTS: dict[str, Kind] = {"subject_id": "id", "gender": "text", "anchor_age": "id", "anchor_year": "id"}
-ADMISSIONS: dict[str, Kind] = {
-    "subject_id": "id", "hadm_id": "id", "admittime": "time", "dischtime": "time", "admission_type": "text",
-}  # fmt: skip
-ADMISSIONS_OPTIONAL: dict[str, Kind] = {
-    "deathtime": "time", "admission_location": "text", "discharge_location": "text", "insurance": "text",
-    "language": "text", "marital_status": "text", "race": "text", "edregtime": "time", "edouttime": "time",
-}  # fmt: skip
-ATTRIBUTES = {"race": "RACE", "language": "LANGUAGE", "marital_status": "MARITAL_STATUS", "insurance": "INSURANCE"}
-DICTIONARIES: dict[str, tuple[dict[str, Kind], dict[str, Kind]]] = {
-    "hosp/d_labitems": ({"itemid": "id", "label": "text"}, {"fluid": "text", "loinc_code": "text"}),
-    "hosp/d_icd_diagnoses": ({"icd_code": "text", "icd_version": "id", "long_title": "text"}, {}),
-    "hosp/d_icd_procedures": ({"icd_code": "text", "icd_version": "id", "long_title": "text"}, {}),
-    "icu/d_items": ({"itemid": "id", "label": "text"}, {}),
-}
-MISSING = ("?", "___")
 NOTES = [
     f"{SHIFTED_DATES} per subject by the publisher, so that those of two subjects do not compare.",
     "Events are stamped when they were known. At discharge: billing diagnoses, procedure codes, HCPCS codes and DRG of "
-    "the admission. At storetime where it is later than charttime: laboratory results, microbiology, outputs. At "
-    "starttime and endtime: ICU procedures, their duration at the end. At charttime: administrations (emar). At "
-    "starttime: prescriptions. At the end of the day: outpatient measurements (omr), which have a date only.",
+    "the admission. At storetime where it is later than charttime: laboratory results, microbiology, charts, outputs. "
+    "At starttime and endtime: ICU procedures, their duration at the end; ICU inputs, or at storetime where it is "
+    "later, the rate at the start and the amount at the end. At charttime: administrations (emar). At starttime: "
+    "prescriptions. At the end of the day: outpatient measurements (omr), which have a date only.",
     "MEDS_BIRTH is 1 January of anchor_year - anchor_age, so ages are off by up to a year; an anchor_age of 91 means "
     "older than 89.",
-    "MEDS_DEATH is the earliest deathtime of the subject's admissions, else the end of the day dod. An admission whose "
-    "deathtime is later than its dischtime (published as midnight) is discharged at deathtime.",
+    DEATH_NOTE,
     "metadata/observation.parquet: deaths are published up to one year after the last discharge, so observation ends "
     "365 days after it. Admissions to other hospitals, and after the end of data collection, are unseen.",
-    "visit_id is hadm_id; events outside an admission have none and form a visit per calendar day.",
+    VISIT_NOTE,
     "Race, language, marital status and insurance are dated at the admission that states them first or anew.",
     "ICD codes carry the publisher's dots again. Prescriptions are named by drug, since NDC numbers tell apart package "
     "and manufacturer. Laboratory codes are LAB//itemid//unit, or LOINC where the dictionary gives it; abnormal "
     "results have a second event, LAB_FLAG//itemid//abnormal, and so have those below or above their reference range, "
     "LAB_FLAG//itemid//low or high.",
-    "text_value is the result as written where it is no number.",
+    TEXT_NOTE,
+    ASIDE_NOTE,
 ]  # fmt: skip
 
 
@@ -83,42 +98,7 @@ def load(
             repeated; with `strict`, a row without a place.
         RunError: `out` exists.
     """
-    tables = _tables(src)
-    patients, admissions = tables["hosp/patients"].whole(PATIENTS, {"dod": "time"}), _admissions(tables)
-    subjects = keyed(patients, "subject_id").select("subject_id", birth=_birth())
-    read = {spec.name: tables[spec.name] for spec in SPECS if spec.name in tables}
-    used = {"hosp/patients", "hosp/admissions", *DICTIONARIES, *(spec.name for spec in SPECS)}
-    context = Context(admissions.rows, {name: _dictionary(tables, name) for name in DICTIONARIES})
-    with (
-        MedsWriter(out, overwrite, request) as writer,
-        EventSpool(
-            writer.folder / ".spool", subjects, read.values(), registry="patients", strict=strict, progress=progress
-        ) as spool,
-    ):
-        conflicts = _add_people(spool, patients, admissions)
-        for spec in SPECS:
-            if spec.name not in read:
-                continue
-            for piece in spool.read(read[spec.name], spec.required, spec.optional):
-                spool.add(piece, *spec.events(piece.rows, context), no_time=spec.no_time)
-        codes = spool.book()
-        written = spool.write(writer)
-        codes = codes.join(written["events_by_code"], on="code", how="semi")
-        write_observation_end(writer, _observation(admissions.rows, subjects))
-        writer.finish(
-            codes,
-            source="mimic-iv",
-            options={"strict": strict},
-            notes=NOTES,
-            extra=summary(
-                spool,
-                written,
-                codes,
-                conflicts=conflicts,
-                tables_missing=sorted(used - set(tables)),
-                tables_not_read=sorted(set(tables) - used),
-            ),
-        )
+    import_release(RELEASE, _tables(src), out, overwrite=overwrite, strict=strict, progress=progress, request=request)
 
 
 def _tables(src: Path) -> dict[str, Table]:
@@ -141,92 +121,102 @@ def _tables(src: Path) -> dict[str, Table]:
     return tables
 
 
-def _dictionary(tables: dict[str, Table], name: str) -> pl.DataFrame | None:
-    """Rows of a dictionary, each key once; None where it is missing."""
-    if name not in tables:
-        return None
-    required, optional = DICTIONARIES[name]
-    keys = [column for column in required if column not in ("label", "long_title")]
-    return tables[name].whole(required, optional).rows.drop("row").unique(keys, keep="first", maintain_order=True)
-
-
-def _birth() -> pl.Expr:
-    """1 January of the year of birth; null where it is unknown or no year."""
+def _people(rows: pl.DataFrame) -> pl.DataFrame:
+    """Birth on 1 January; null where the year is unknown or no year."""
     year = pl.col("anchor_year") - pl.col("anchor_age")
-    return pl.datetime(pl.when(year.is_between(1, 9999)).then(year), 1, 1, time_unit="us")
+    return rows.with_columns(birth=pl.datetime(pl.when(year.is_between(1, 9999)).then(year), 1, 1, time_unit="us"))
 
 
-def _admissions(tables: dict[str, Table]) -> Piece:
-    """Admissions by subject and time, with `discharged`: null where dischtime is missing or before admittime."""
-    piece = tables["hosp/admissions"].whole(ADMISSIONS, ADMISSIONS_OPTIONAL)
-    keyed(piece, "hadm_id")
-    last = pl.max_horizontal("dischtime", "deathtime")
-    rows = piece.rows.with_columns(
-        discharged=pl.when(pl.col("dischtime").is_not_null() & (last >= pl.col("admittime"))).then(last)
-    )
-    return replace(piece, rows=rows.sort("subject_id", "admittime", "hadm_id"))
+def _microbiology(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
+    known = pl.coalesce("storetime", end_of_day("storedate"), "charttime", end_of_day("chartdate"))
+    value, text = pl.col("dilution_value"), pl.col("dilution_text")
+    return [event(rows, microbiology_code("test_name"), known, "lab", visit=VISIT, value=value, text=text)]
 
 
-def _add_people(spool: EventSpool, patients: Piece, admissions: Piece) -> dict[str, int]:
-    """Events of patients and admissions; returns counts of what contradicts itself."""
-    rows = patients.rows.join(
-        admissions.rows.group_by("subject_id").agg(pl.all().sort_by("deathtime", nulls_last=True).first()).select(
-            "subject_id", "deathtime", died_in=pl.when(pl.col("deathtime").is_not_null()).then("hadm_id")
-        ),
-        on="subject_id", how="left", maintain_order="left",
-    )  # fmt: skip
-    rows = rows.with_columns(died=pl.coalesce("deathtime", end_of_day("dod")))
-    birth = _birth()
-    spool.add(
-        replace(patients, rows=rows),
-        event(rows, pl.lit(BIRTH_CODE), birth, "demographic", description=pl.lit("Birth"), where=birth.is_not_null()),
-        event(rows, named("GENDER", "gender"), None, "demographic", where=pl.col("gender").is_not_null()),
+def _prescriptions(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
+    return prescribed(rows, pl.col("starttime"))
+
+
+def _emar(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
+    code = named("EMAR", "medication", pl.col("event_txt").fill_null("UNKNOWN"))
+    return [event(rows, code, pl.col("charttime"), "drug", visit=VISIT)]
+
+
+def _omr(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
+    """A blood pressure, 110/70, becomes two numbers."""
+    pair = pl.col("result_value").str.extract_groups(r"^(\d+)/(\d+)$")
+    rows = rows.with_columns(SYSTOLIC=pair.struct[0].cast(pl.Float32), DIASTOLIC=pair.struct[1].cast(pl.Float32))
+    is_pair, found, time = pl.col("SYSTOLIC").is_not_null(), number("result_value"), end_of_day("chartdate")
+    return [
         event(
-            rows, pl.lit(DEATH_CODE), pl.col("died"), "demographic", visit="died_in", description=pl.lit("Death"),
-            where=pl.col("died").is_not_null(),
+            rows, named("OMR", "result_name"), time, "vital", where=~is_pair, value=found,
+            text=unless(found, "result_value"),
         ),
-    )  # fmt: skip
-    visits = admissions.rows
-
-    def of_visit(code: pl.Expr, time: str, kind: str = "encounter", where: pl.Expr | None = None) -> pl.DataFrame:
-        return event(visits, code, pl.col(time), kind, visit="hadm_id", where=where)
-
-    kind_and_origin = [pl.col(column).fill_null("UNKNOWN") for column in ("admission_type", "admission_location")]
-    spool.add(
-        admissions,
-        of_visit(pl.lit("ED_REGISTRATION"), "edregtime", where=pl.col("edregtime").is_not_null()),
-        of_visit(pl.lit("ED_OUT"), "edouttime", where=pl.col("edouttime").is_not_null()),
-        of_visit(named("HOSPITAL_ADMISSION", *kind_and_origin), "admittime"),
         *(
-            of_visit(named(prefix, column), "admittime", "demographic", _changed(column))
-            for column, prefix in ATTRIBUTES.items()
+            event(rows, named("OMR", "result_name", pl.lit(part)), time, "vital", where=is_pair, value=pl.col(part))
+            for part in ("SYSTOLIC", "DIASTOLIC")
         ),
-        of_visit(named("HOSPITAL_DISCHARGE", pl.col("discharge_location").fill_null("UNKNOWN")), "discharged"),
-        no_time="admission or discharge without a time, or discharge before admission",
-        contradictions={"edouttime before edregtime": pl.col("edouttime") < pl.col("edregtime")},
-    )
-    in_hospital = visits.filter(pl.col("deathtime").is_not_null())
-    died = rows.filter(pl.col("deathtime").is_not_null() & pl.col("dod").is_not_null())
-    return {
-        "admissions_discharged_at_deathtime": in_hospital.filter(pl.col("deathtime") > pl.col("dischtime")).height,
-        "subjects_whose_dod_is_another_day_than_deathtime": died.filter(
-            pl.col("dod").dt.date() != pl.col("deathtime").dt.date()
-        ).height,
-    }
+    ]  # fmt: skip
 
 
-def _changed(column: str) -> pl.Expr:
-    """Whether an admission states another value than the one that the subject's earlier admissions stated last."""
-    stated = pl.when(~pl.col(column).is_in(MISSING)).then(pl.col(column))
-    before = stated.forward_fill().shift(1).over("subject_id")
-    return (stated.is_not_null() & stated.ne_missing(before)).fill_null(False)
-
-
-def _observation(admissions: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
-    """`metadata/observation.parquet`: 365 days after the last discharge."""
-    known = admissions.join(subjects, on="subject_id", how="semi")
-    last = known.group_by("subject_id").agg(pl.col("discharged").max())
-    ends = last.drop_nulls().select(
-        "subject_id", observation_end=pl.col("discharged") + pl.duration(days=FOLLOW_UP_DAYS)
-    )
-    return ends.sort("subject_id")
+_ICD: dict[str, Kind] = {**OF_ADMISSION, "icd_code": "text", "icd_version": "id"}
+_TITLES: tuple[dict[str, Kind], dict[str, Kind]] = (
+    {"icd_code": "text", "icd_version": "id", "long_title": "text"}, {},
+)  # fmt: skip
+RELEASE = Release(
+    source="mimic-iv",
+    patients="hosp/patients",
+    admissions="hosp/admissions",
+    patient_columns=(
+        {"subject_id": "id", "gender": "text", "anchor_age": "id", "anchor_year": "id"}, {"dod": "time"},
+    ),
+    people=_people,
+    conflicts=lambda _: {},
+    attributes={
+        "race": "RACE", "language": "LANGUAGE", "marital_status": "MARITAL_STATUS", "insurance": "INSURANCE",
+    },
+    unstated=("?", "___"),
+    dictionaries={
+        "hosp/d_labitems": LAB_ITEMS, "hosp/d_icd_diagnoses": _TITLES, "hosp/d_icd_procedures": _TITLES,
+        "icu/d_items": ITEMS,
+    },
+    specs=(
+        Spec(
+            "hosp/transfers", {**OF_ADMISSION, "eventtype": "text", "intime": "time"},
+            transfers("careunit", "UNKNOWN"), {"careunit": "text"},
+        ),
+        Spec("hosp/services", {**OF_ADMISSION, "transfertime": "time", "curr_service": "text"}, services),
+        Spec("hosp/diagnoses_icd", _ICD, billed("d_icd_diagnoses", "diagnosis"), no_time=NO_DISCHARGE),
+        Spec("hosp/procedures_icd", _ICD, billed("d_icd_procedures", "procedure"), no_time=NO_DISCHARGE),
+        Spec(
+            "hosp/hcpcsevents", {**OF_ADMISSION, "hcpcs_cd": "text"},
+            billed_procedures("HCPCS", "hcpcs_cd", "short_description"), {"short_description": "text"},
+            no_time=NO_DISCHARGE,
+        ),
+        drg_spec("hosp/drgcodes"),
+        lab_spec("hosp/labevents", storetime="time", ref_range_lower="number", ref_range_upper="number"),
+        Spec(
+            "hosp/microbiologyevents", {**OF_ADMISSION, "chartdate": "time", "test_name": "text"}, _microbiology,
+            {
+                "charttime": "time", "storedate": "time", "storetime": "time", "org_name": "text", "ab_name": "text",
+                "interpretation": "text", "dilution_value": "number", "dilution_text": "text",
+            },
+        ),
+        Spec(
+            "hosp/prescriptions", {**OF_ADMISSION, "starttime": "time", "drug": "text"}, _prescriptions,
+            {"dose_val_rx": "text", "dose_unit_rx": "text"},
+        ),
+        Spec("hosp/emar", {**OF_ADMISSION, "charttime": "time", "medication": "text"}, _emar, {"event_txt": "text"}),
+        Spec(
+            "hosp/omr", {"subject_id": "id", "chartdate": "time", "result_name": "text", "result_value": "text"}, _omr,
+        ),
+        icu_stay_spec("icu/icustays"),
+        chart_spec("icu/chartevents"),
+        output_spec("icu/outputevents"),
+        date_spec("icu/datetimeevents"),
+        icu_procedure_spec("icu/procedureevents"),
+        input_spec("icu/inputevents"),
+    ),
+    follow_up_days=FOLLOW_UP_DAYS,
+    notes=NOTES,
+)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ehrsequencing.errors import DataError
 MAX_AGE_YEARS = 125
 EVENTS_PER_SHARD = 2_000_000
 MAX_SHARDS = 128  # files open at once; some systems allow 256
-BYTES_PER_ROW = {".gz": 20, ".csv": 100, ".parquet": 15}
+BYTES_PER_ROW = {".gz": 20, ".csv": 100, ".parquet": 15, ".txt": 17}
 BOOK_ROWS = 200_000
 BOOK_SCHEMA = {"code": pl.String(), "kind": pl.String(), "description": pl.String(), "numeric": pl.Boolean()}
 WRITTEN = ("visits", "events_after_death", "subjects_without_birth", "events_repeated", "events_merged")
@@ -217,6 +218,18 @@ class EventSpool:
         parts = joined.partition_by("shard", as_dict=True, maintain_order=True, include_key=False)
         for (shard,), rows in parts.items():
             self._files.append(index, int(shard), rows)
+
+    def set_aside(self, piece: Piece, reason: pl.Expr) -> Piece:
+        """Count the rows of which no event is made, by `reason` (text, null for the others); return those others.
+
+        For rows that the publisher marks as missing or wrong: nothing is lost, so they are no error with `strict`.
+        """
+        rows = piece.rows.with_columns(reason=reason)
+        aside = rows.filter(pl.col("reason").is_not_null())["reason"]
+        account = self.account(piece.table)
+        account["rows"] += len(aside)
+        account["rows_without_events"].update(dict(aside.value_counts().iter_rows()))
+        return replace(piece, rows=rows.filter(pl.col("reason").is_null()).drop("reason"))
 
     def _reasons(self, no_time: str) -> dict[str, pl.Expr]:
         """Why an event is dropped: never null; the first that holds counts."""

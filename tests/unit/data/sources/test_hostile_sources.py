@@ -10,6 +10,7 @@ STAYS = {
     "hosp/admissions": [("admittime", "dischtime"), ("edregtime", "edouttime")],
     "icu/icustays": [("intime", "outtime")],
     "icu/procedureevents": [("starttime", "endtime")],
+    "icu/inputevents": [("starttime", "endtime")],
 }
 PERIODS = {
     "visit_occurrence": [("visit_start_date", "visit_end_date"), ("visit_start_datetime", "visit_end_datetime")],

@@ -100,6 +100,8 @@ TABLES = {
         itemid,label,abbreviation,linksto
         226559,Foley,Foley,outputevents
         225792,Invasive Ventilation,IV,procedureevents
+        220045,Heart Rate,HR,chartevents
+        221906,Norepinephrine,Norepinephrine,inputevents
     """,
     "icu/icustays": """
         subject_id,hadm_id,stay_id,first_careunit,last_careunit,intime,outtime,los
@@ -112,6 +114,22 @@ TABLES = {
     "icu/procedureevents": """
         subject_id,hadm_id,stay_id,caregiver_id,starttime,endtime,storetime,itemid,value,valueuom,ORIGINALAMOUNT
         1,12,1201,1,2151-03-01 11:00:00,2151-03-01 13:00:00,2151-03-01 13:05:00,225792,120,min,120
+    """,
+    "icu/inputevents": """
+        subject_id,hadm_id,stay_id,caregiver_id,starttime,endtime,storetime,itemid,amount,amountuom,rate,rateuom,\
+        orderid,statusdescription
+        1,12,1201,1,2151-03-01 12:00:00,2151-03-01 14:00:00,2151-03-01 12:05:00,221906,4.5,mg,0.5,mcg/kg/min,7,Stopped
+        1,12,1201,1,2151-03-01 12:00:00,2151-03-01 14:00:00,2151-03-01 12:02:00,221906,9,mg,1,mcg/kg/min,7,Rewritten
+        1,12,1201,1,2151-03-01 15:00:00,2151-03-01 15:01:00,2151-03-01 15:30:00,225158,10,ml,,,8,FinishedRunning
+    """,
+    "icu/chartevents": """
+        subject_id,hadm_id,stay_id,caregiver_id,charttime,storetime,itemid,value,valuenum,valueuom,warning
+        1,12,1201,1,2151-03-01 09:30:00,2151-03-01 09:45:00,220045,88,88,bpm,0
+        1,12,1201,1,2151-03-01 09:30:00,2151-03-01 09:45:00,220048,SR (Sinus Rhythm),,,0
+    """,
+    "icu/datetimeevents": """
+        subject_id,hadm_id,stay_id,caregiver_id,charttime,storetime,itemid,value,valueuom,warning
+        1,12,1201,1,2151-03-01 09:50:00,2151-03-01 09:50:00,225343,2151-02-11 00:00:00,Date,0
     """,
 }
 
@@ -169,9 +187,16 @@ def test_every_row_of_a_subject(dataset):
         ("2151-03-01 08:00:00", "LANGUAGE//ENGLISH", None, 12, None, None),
         ("2151-03-01 08:00:00", "MARITAL_STATUS//WIDOWED", None, 12, None, None),
         ("2151-03-01 09:00:00", "ICU_ADMISSION//MICU", None, 12, None, None),
+        ("2151-03-01 09:45:00", "CHART//220045", 88.0, 12, "bpm", None),
+        ("2151-03-01 09:45:00", "CHART//220048", None, 12, None, "SR (Sinus Rhythm)"),
+        ("2151-03-01 09:50:00", "DATETIME//225343", None, 12, None, "2151-02-11 00:00:00"),
         ("2151-03-01 10:20:00", "OUTPUT//226559", 150.0, 12, "ml", None),
         ("2151-03-01 11:00:00", "PROCEDURE//START//225792", None, 12, None, None),
+        ("2151-03-01 12:05:00", "INPUT//START//221906", 0.5, 12, "mcg/kg/min", None),
         ("2151-03-01 13:00:00", "PROCEDURE//END//225792", 120.0, 12, "min", None),
+        ("2151-03-01 14:00:00", "INPUT//END//221906", 4.5, 12, "mg", None),
+        ("2151-03-01 15:30:00", "INPUT//END//225158", 10.0, 12, "ml", None),
+        ("2151-03-01 15:30:00", "INPUT//START//225158", None, 12, None, None),
         *(("2151-03-05 22:10:00", code, None, 12, *none[:2]) for code in (
             "HOSPITAL_DISCHARGE//DIED", "ICD10CM//I50.9", "ICD10PCS//02HV33Z", "ICU_DISCHARGE//CCU", "MEDS_DEATH",
         )),
@@ -220,6 +245,9 @@ def test_drops_are_counted_and_explained(dataset):
         "rows": 2, "events": 1, "rows_with_events": 1, "rows_dropped": {"without a code": 1},
         "dropped": {"without a code": 1},
     }  # fmt: skip
+    assert manifest["tables"]["icu/inputevents"] == {
+        "rows": 3, "events": 4, "rows_with_events": 2, "rows_without_events": {"rewritten or cancelled": 1},
+    }  # fmt: skip
     assert manifest["events_dropped"]["subject not in patients"] == 1
     assert sum(manifest["events_by_kind"].values()) == manifest["counts"]["events"] == len(events_of(dataset))
     assert manifest["visits"] == 3
@@ -239,6 +267,8 @@ def test_codes_have_kinds_and_descriptions(dataset):
     assert codes["ICD9PROC//39.61"] == [None, "procedure", False]
     assert codes["DRG//APR//194"] == ["HEART FAILURE", "encounter", True]
     assert codes["OUTPUT//226559"] == ["Foley", "vital", True]
+    assert codes["CHART//220045"] == ["Heart Rate", "vital", True]
+    assert codes["INPUT//START//221906"] == ["Norepinephrine, start", "drug", True]
     assert codes["DRUG//Furosemide"][1] == codes["EMAR//Furosemide//Administered"][1] == "drug"
     assert set(codes) == set(events_of(dataset)["code"])
 
@@ -296,6 +326,18 @@ def test_a_discharge_before_the_admission_is_no_discharge(tmp_path):
     assert dataset.manifest["tables"]["hosp/admissions"]["dropped"] == {
         "admission or discharge without a time, or discharge before admission": 1
     }
+
+
+def test_an_end_before_its_start_is_dropped_and_counted(tmp_path):
+    swapped = {
+        "icu__icustays": TABLES["icu/icustays"].replace("2151-03-05 22:10:00", "2151-02-05 22:10:00"),
+        "icu__procedureevents": TABLES["icu/procedureevents"].replace("2151-03-01 13:00:00", "2151-03-01 10:00:00"),
+    }
+    dataset = import_source("mimic-iv", folder(tmp_path / "raw", **swapped), tmp_path / "meds")
+    for table in ("icu/icustays", "icu/procedureevents"):
+        account = dataset.manifest["tables"][table]
+        assert account["dropped"] == {"start or end without a time, or end before the start": 1}
+        assert account["events"] == account["rows_with_events"] == 1
 
 
 def test_progress_ends_at_the_total(tmp_path):
@@ -374,7 +416,7 @@ def test_files_cut_short_and_other_encodings(tmp_path):
 def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(DataError, match="nowhere is missing or no folder; expected a folder with hosp/ and icu/"):
         import_source("mimic-iv", tmp_path / "nowhere", tmp_path / "meds")
-    write_table(tmp_path / "raw/notes.csv", "note\n1\n")
+    write_table(tmp_path / "raw/thing.csv", "person_id\n1\n")
     with pytest.raises(DataError, match=r"raw has no folder hosp; got no folder; expected hosp/ and icu/"):
         import_source("mimic-iv", tmp_path / "raw", tmp_path / "meds")
 
