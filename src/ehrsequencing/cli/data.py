@@ -105,7 +105,7 @@ def prepare(
         float, typer.Option("--max-age-years", help="Events at greater ages are refused.")
     ] = 125.0,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes; all cores by default, at most 8.")
+        int | None, typer.Option("--workers", min=1, help="Pieces at a time; one per core by default, at most 8.")
     ] = None,
     engine: Annotated[
         str, typer.Option("--engine", help="local, or ray: a Ray cluster that sees both folders.")

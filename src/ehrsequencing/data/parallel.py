@@ -1,14 +1,10 @@
-"""One map over tasks: in this process, in local worker processes, or on a Ray cluster."""
+"""One map over tasks: on threads of this process, or on a Ray cluster."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -30,16 +26,16 @@ class Map(Protocol):
 
 @contextmanager
 def task_map(name: str, workers: int) -> Iterator[Map]:
-    """The map of an engine; its processes end with the block.
+    """The map of an engine; its workers end with the block.
 
     Args:
-        name: "local": processes of this machine. "ray": a Ray cluster, the one that `RAY_ADDRESS` names or else one
+        name: "local": threads of this process. "ray": a Ray cluster, the one that `RAY_ADDRESS` names or else one
             started here; every machine of it must see the same folders.
         workers: Tasks at a time.
 
     Raises:
         ConfigError: an unknown engine, or Ray is not installed.
-        WorkerDiedError: within the block, a worker process died.
+        WorkerDiedError: within the block, a worker of the cluster died.
     """
     if name not in ENGINES:
         raise ConfigError("engine", got=name, expected=" or ".join(ENGINES))
@@ -49,42 +45,27 @@ def task_map(name: str, workers: int) -> Iterator[Map]:
     elif workers == 1:
         yield lambda function, tasks: map(function, tasks)
     else:
-        with _processes(workers) as run:
+        with _threads(workers) as run:
             yield run
 
 
 @contextmanager
-def _processes(workers: int) -> Iterator[Map]:
-    # Spawned: forking a process with threads of polars or arrow may lock up.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
-    # They start while this process opens the dataset.
-    for _ in range(workers):
-        pool.submit(os.getpid)
+def _threads(workers: int) -> Iterator[Map]:
+    # The work is numpy's and arrow's, which hold no lock of the interpreter; processes would first import them all.
+    with ThreadPoolExecutor(workers) as pool:
 
-    def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
-        try:
-            yield from pool.map(function, tasks)
-        except BrokenProcessPool:
-            raise WorkerDiedError("a worker process died", remedy=_REMEDY) from None
+        def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+            futures = [pool.submit(function, task) for task in tasks]
+            try:
+                for future in futures:
+                    yield future.result()
+            finally:
+                # After an error nobody writes any more, so that what is there can be removed.
+                for future in futures:
+                    future.cancel()
+                wait(futures)
 
-    try:
         yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Ctrl-C is the parent's to handle; and a parent that is killed takes its workers along.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    import ehrsequencing.data.encode  # noqa: F401
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @contextmanager

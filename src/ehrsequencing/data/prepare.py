@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from ehrsequencing.io import hash_bytes, resumable_directory, versions, write_te
 MIN_COUNT, VALUE_BINS = 5, 5
 MAX_DEFAULT_WORKERS = 8
 _MAX_VALUE_BINS = 100
-_BYTES_PER_WORKER = 8_000_000
-"""Below two of these, starting processes takes longer than the work."""
 
 
 def prepare(
@@ -54,8 +51,8 @@ def prepare(
 
     Vocabulary and value statistics come from the train split alone. A dataset with a fixed code book gets the whole
     book as its vocabulary (numeric codes: `value_bins` tokens and the bare one).
-    `MEDS_BIRTH` and `MEDS_DEATH` become times of the subject and no tokens. Every shard is read once; each process
-    holds one piece of at most 2 million rows at a time (a shard that is not ordered by subject is one piece). The same
+    `MEDS_BIRTH` and `MEDS_DEATH` become times of the subject and no tokens. Every shard is read once; each worker
+    holds one piece of at most 3 million rows at a time (a shard that is not ordered by subject is one piece). The same
     dataset and options give the same bytes, whatever the engine and the number of workers. Called again after it was
     killed, it continues behind the pieces that were done.
 
@@ -77,8 +74,7 @@ def prepare(
             conversions that go before those; by default units stay as they are.
         max_age_years: Events at greater ages are refused.
         overwrite: Replace an existing store.
-        workers: Tasks at a time; None takes a process per core, at most 8, and fewer for small datasets. Processes are
-            spawned: a script that calls this needs the guard `if __name__ == "__main__"`.
+        workers: Pieces at a time; None takes one per core, at most 8. Each holds about 150 MB per million rows.
         engine: "local", or "ray", which runs the same map over a Ray cluster that shares the folders.
         progress: Called with parts done and in all: pieces of shards to scan, then blocks of the store to write.
 
@@ -114,7 +110,7 @@ def prepare(
         rules = reused_rules(own, rules, fit_folder)
     if "value_bins" in given and rules.values == "none":
         raise ConfigError("value_bins would have no effect: numbers have no tokens", remedy="leave value_bins out")
-    with task_map(engine, workers or _default_workers(meds)) as run:
+    with task_map(engine, workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)) as run:
         dataset = MedsDataset.open(meds)
         if "min_count" in given and dataset.fixed_code_book:
             raise ConfigError(
@@ -184,11 +180,6 @@ def prepare(
                 run,
             )  # fmt: skip
     return TokenStore.open(store)
-
-
-def _default_workers(meds: Path) -> int:
-    size = sum(file.stat().st_size for file in islice((meds / "data").rglob("*.parquet"), 10_000))
-    return max(1, min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS, size // _BYTES_PER_WORKER))
 
 
 def _check_options(

@@ -137,7 +137,7 @@ def save_mark(path: Path, **arrays: np.ndarray) -> None:
 def load_mark(path: Path) -> dict[str, np.ndarray] | None:
     """Arrays that `save_mark` wrote; None where they are missing or damaged (a zip file has checksums)."""
     try:
-        with np.load(path) as content:
+        with path.open("rb") as stream, np.load(stream) as content:
             return dict(content)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
