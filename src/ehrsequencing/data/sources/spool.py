@@ -160,7 +160,7 @@ class EventSpool:
                 self.advance(file, file.stat().st_size)
             return
         yield from table.read(required, optional, self.advance)
-        state = {"account": stated(self.account(table.name)), "notes": self.notes(table.name)}
+        state = {"name": table.name, "account": stated(self.account(table.name)), "notes": self.notes(table.name)}
         self._books[table.name] = [self._book_of(table.name)]
         self._files.table_done(index, state, self._books[table.name][0])
 
@@ -355,7 +355,7 @@ def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, 
     return {
         **{name: written[name] for name in WRITTEN},
         "events_by_kind": dict(kinds.iter_rows()),
-        "events_dropped": dict(dropped.most_common()),
+        "events_dropped": dict(sorted(dropped.items(), key=lambda entry: (-entry[1], entry[0]))),
         "tables": {name: stated(account) for name, account in spool.tables.items()},
         **further,
     }
