@@ -15,9 +15,10 @@ import polars as pl
 from ehrsequencing.data.calendar import SHIFTED_DATES
 from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.mimic_iv_tables import SPECS, Context, end_of_day
 from ehrsequencing.data.sources.spool import EventSpool, event, named, summary, write_observation_end
-from ehrsequencing.data.sources.tables import Kind, Piece, Table, find_tables, keyed, require_tables
+from ehrsequencing.data.sources.tables import Piece, Table, find_tables, keyed, require_tables
 from ehrsequencing.errors import DataError
 
 FOLLOW_UP_DAYS = 365

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.spool import event, named
-from ehrsequencing.data.sources.tables import Kind
 
 VISIT = "hadm_id"
 

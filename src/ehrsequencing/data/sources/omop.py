@@ -35,9 +35,8 @@ from ehrsequencing.data.sources.omop_tables import (
     with_times,
 )
 from ehrsequencing.data.sources.spool import (
-    DATE_ONLY,
-    MIDNIGHT,
     EventSpool,
+    ended_days,
     merge_codes,
     summary,
     write_observation_end,
@@ -167,14 +166,7 @@ class _Finish:
             unit=pl.coalesce("found_unit", "unit"),
             text_value=pl.coalesce("found_text", "text_value"),
         ).drop("resolved", "found_unit", "found_text")
-        return self._one_death(self._known_visits(self._ended_days(events)))
-
-    def _ended_days(self, events: pl.DataFrame) -> pl.DataFrame:
-        if not self.timed:
-            return events
-        by_day = (pl.col("clock") == DATE_ONLY) | ((pl.col("clock") == MIDNIGHT) & ~pl.col("table").is_in(self.timed))
-        end = pl.col("time") + pl.duration(days=1) - pl.duration(seconds=1)
-        return events.with_columns(time=pl.when(by_day).then(end).otherwise("time"))
+        return self._one_death(self._known_visits(ended_days(events, self.timed)))
 
     def _known_visits(self, events: pl.DataFrame) -> pl.DataFrame:
         if self.visits is None:

@@ -20,9 +20,10 @@ from ehrsequencing.data.schema import (
     MICROSECONDS_PER_DAY,
 )
 from ehrsequencing.data.sources.account import count_rows, new_account, read_account, stated
+from ehrsequencing.data.sources.cells import EARLIEST, LATEST
 from ehrsequencing.data.sources.shards import ImportProgress, shards_of
 from ehrsequencing.data.sources.spool_files import SpoolFiles
-from ehrsequencing.data.sources.tables import EARLIEST, LATEST, Kind, Piece, Table
+from ehrsequencing.data.sources.tables import Piece, Table, Wanted
 from ehrsequencing.errors import DataError
 
 MAX_AGE_YEARS = 125
@@ -83,6 +84,20 @@ def named(prefix: str, *parts: str | pl.Expr) -> pl.Expr:
     )
 
 
+def ended_days(events: pl.DataFrame, timed: list[int]) -> pl.DataFrame:
+    """Stamp what is known by its date at the end of that day, where any table has times of day.
+
+    Args:
+        events: Columns of `SPOOL_SCHEMA`.
+        timed: Numbers of the tables that have times of day, whose midnights are meant.
+    """
+    if not timed:
+        return events
+    by_day = (pl.col("clock") == DATE_ONLY) | ((pl.col("clock") == MIDNIGHT) & ~pl.col("table").is_in(timed))
+    end = pl.col("time") + pl.duration(days=1) - pl.duration(seconds=1)
+    return events.with_columns(time=pl.when(by_day).then(end).otherwise("time"))
+
+
 class EventSpool:
     """Takes events table by table, keeps account of them, and writes the dataset's shards.
 
@@ -141,9 +156,7 @@ class EventSpool:
         """What a source must remember of a table (JSON), kept with the table when a kill interrupts the import."""
         return self._notes.setdefault(table, {})
 
-    def read(
-        self, table: Table, required: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None
-    ) -> Iterator[Piece]:
+    def read(self, table: Table, required: Wanted, optional: Wanted | None = None) -> Iterator[Piece]:
         """Pieces of a table, as `Table.read` yields them, of which the caller adds the events.
 
         A table whose pieces were all taken is not read again when a killed import is taken up: nothing is yielded,

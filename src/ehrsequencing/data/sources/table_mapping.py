@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import difflib
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ehrsequencing.data.schema import KINDS
 from ehrsequencing.errors import ConfigError
 
 KindName = Literal["diagnosis", "drug", "procedure", "lab", "vital", "encounter", "demographic", "other"]
-assert get_args(KindName) == KINDS
 Scalar = str | int | float | bool
 Where = dict[str, Scalar | list[Scalar]]
 OFFSETS = {"years": 365.25 * 86400, "days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 """Values of `time_format` for times that are numbers since `origin`, and how many seconds one is."""
 
-EXAMPLE = '''\
+EXAMPLE = """\
 # Mapping for `ehrseq import table SRC OUT --mapping mapping.toml`. Names of columns are those of the files, in either
 # case. Leave out what your extract does not have; at least one of [visits] and [[tables]] is needed.
 
@@ -92,7 +91,7 @@ file = "tests.csv"
 prefix = "LAB"
 code = "test"
 description = "name"
-'''
+"""
 
 
 class _Block(BaseModel):
@@ -191,9 +190,9 @@ class EventTable(_Block):
             raise ValueError("at_visit needs the visit column")
         if self.unit is not None and self.unit_is is not None:
             raise ValueError("unit (a column) and unit_is (the unit itself) are both given; give one")
-        single = [name for name in ("value", "unit", "unit_is", "text", "description") if getattr(self, name) is not None]
-        if self.columns and single:
-            raise ValueError(f"{', '.join(single)} with columns has no effect; a wide column states its own unit")
+        of_one = ("value", "unit", "unit_is", "text", "description")
+        if self.columns and (given := [name for name in of_one if getattr(self, name) is not None]):
+            raise ValueError(f"{', '.join(given)} with columns has no effect; a wide column states its own unit")
         return self
 
 
@@ -222,6 +221,10 @@ class Mapping(_Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Mapping:
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(f"encoding {self.encoding} is unknown; for example latin-1, cp1252 or utf-16") from None
         if self.visits is None and not self.tables:
             raise ValueError("nothing to import: give [visits] or [[tables]]")
         if self.visits is None and any(table.at_visit for table in self.tables):
@@ -241,11 +244,10 @@ class Mapping(_Block):
         yield from self.codes
 
     def since(self) -> datetime.datetime:
-        """`origin` as a time; only where there is one."""
-        assert self.origin is not None
+        """`origin` as a time; the validation asks for one where it is used."""
         if isinstance(self.origin, datetime.datetime):
             return self.origin.replace(tzinfo=None)
-        return datetime.datetime.combine(self.origin, datetime.time())
+        return datetime.datetime.combine(self.origin or datetime.date.min, datetime.time())
 
 
 def read_mapping(file: Path) -> Mapping:
