@@ -151,7 +151,7 @@ def resumable_directory(
             # First, so that a kill from here on leaves nothing to take up.
             (work / REQUEST_FILE).unlink()
             _appear(content, path, overwrite, mark)
-        except (KeyboardInterrupt, *keep_on):
+        except (KeyboardInterrupt, *keep_on):  # type: ignore[misc]
             kept = True
             raise
         finally:

@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from ehrsequencing.io import (
     hash_file,
     read_json,
     refuse_overlap,
+    resumable_directory,
     write_json,
     write_text,
 )
@@ -161,3 +164,71 @@ def test_hashes_see_boundaries_and_content(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     (tmp_path / "b").write_bytes(b"y")
     assert hash_file(tmp_path / "a") != hash_file(tmp_path / "b")
+
+
+def test_ctrl_c_leaves_what_the_same_request_finds_again(tmp_path, caplog):
+    target = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt), resumable_directory(target, {"of": 1}) as folder:
+        (folder / "part").write_text("x")
+        (folder / ".scratch").mkdir()
+        (folder / ".part.partial-0").write_text("half")
+        raise KeyboardInterrupt
+    assert not target.exists()
+    with resumable_directory(target, {"of": 1}) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == [".scratch", "part"]
+    assert [path.name for path in target.iterdir()] == ["part"]
+    assert list(tmp_path.iterdir()) == [target]
+    assert f"taking up {target} where a killed command left it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("request_now", "reason"),
+    [
+        ({"of": 2, "file": {"a": "1", "b": "1"}}, "of was 1 and is 2"),
+        ({"of": 1, "file": {"a": "1", "b": "2"}}, "file b was 1 and is 2"),
+        ({"of": 1, "file": {"a": "1"}}, "file b was 1 and is None"),
+        ({"of": 1}, "its request says more than this one"),
+    ],
+)
+def test_what_another_request_left_is_discarded_and_why(tmp_path, caplog, request_now, reason):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        resumable_directory(tmp_path / "store", {"of": 1, "file": {"a": "1", "b": "1"}}) as folder,
+    ):
+        (folder / "part").write_text("x")
+        raise KeyboardInterrupt
+    with resumable_directory(tmp_path / "store", request_now) as folder:
+        assert not list(folder.iterdir())
+        assert len(list(tmp_path.iterdir())) == 1
+    assert f"what a killed command left of {tmp_path / 'store'} is discarded: {reason}" in caplog.text
+
+
+HOLD = """
+import sys
+from ehrsequencing.io import resumable_directory
+with resumable_directory(sys.argv[1], {"of": int(sys.argv[2])}):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("other", [1, 2])
+def test_two_processes_cannot_write_the_same_folder(tmp_path, other):
+    target = tmp_path / "store"
+    arguments = [sys.executable, "-c", HOLD, str(target), "1"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        message = f"{target} is being written by another process. Remedy: wait for it or stop it"
+        with pytest.raises(RunError, match=message), resumable_directory(target, {"of": other}):
+            pass
+        assert len(list(tmp_path.iterdir())) == 1
+        process.communicate("")
+    assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_error_leaves_nothing_to_take_up(tmp_path):
+    with pytest.raises(OSError, match="No space"), resumable_directory(tmp_path / "store", {"of": 1}) as folder:
+        (folder / "part").write_text("x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []

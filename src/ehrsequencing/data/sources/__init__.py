@@ -95,6 +95,12 @@ SOURCES: dict[str, Source] = {
             "a dataset's folder, a folder with parquet files, or one parquet file",
             "ehrsequencing.data.sources.meds:load",
         ),
+        Source(
+            "table",
+            "Any tables of subjects, visits and events, by a mapping of their columns (--mapping FILE.toml)",
+            "a CSV, CSV.gz or parquet file, or a folder of them",
+            "ehrsequencing.data.sources.table:load",
+        ),
     )
 }
 
@@ -131,16 +137,16 @@ def import_source(
     if (src is None) != (source.expected_input is None):
         raise ConfigError(f"source {kind}", got=f"input {src}", expected=source.expected_input or "no input")
     loader = source.load()
-    keywords = {
-        name
-        for name, parameter in inspect.signature(loader).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    parameters = inspect.signature(loader).parameters
+    keywords = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     known = keywords - {"overwrite", "progress", "request"}
     if unknown := sorted(set(options) - known):
         raise ConfigError(
             f"source {kind} has no option {', '.join(unknown)}", expected=", ".join(sorted(known)) or "no options"
         )
+    needed = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    if missing := sorted((needed & keywords) - set(options)):
+        raise ConfigError(f"source {kind} needs {', '.join(f'--{name}' for name in missing)}")
     inputs = () if src is None else (Path(src),)
     refuse_in_data(out, *inputs)
     if src is not None:

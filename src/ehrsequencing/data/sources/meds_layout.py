@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from ehrsequencing.data.dataset import SPLITS_FILE, name_some, refuse_shared_subjects
 from ehrsequencing.data.schema import BIRTH_CODE, SPLITS
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.identifiers import with_identifier
-from ehrsequencing.data.sources.tables import Advance, Kind, Piece, Table, column_names
+from ehrsequencing.data.sources.tables import Advance, Piece, Table, Wanted, column_names
 from ehrsequencing.data.splits import split_of
 from ehrsequencing.errors import DataError, SplitError
 
@@ -83,11 +84,9 @@ class Events(Table):
     def of(cls, shards: Iterable[Shard]) -> Events:
         """The table of some files."""
         shards = tuple(shards)
-        return cls("data", tuple(file for shard in shards for file in shard.table.files), shards)
+        return cls("data", tuple(file for shard in shards for file in shard.table.files), shards=shards)
 
-    def read(
-        self, required: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None, advance: Advance | None = None
-    ) -> Iterator[Piece]:
+    def read(self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None) -> Iterator[Piece]:
         for shard in self.shards:
             yield from shard.read((*required, *(optional or ())), advance)
 

@@ -11,9 +11,10 @@ import polars as pl
 
 from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.mimic_tables import Context, Spec, end_of_day
 from ehrsequencing.data.sources.spool import EventSpool, event, named, summary, write_observation_end
-from ehrsequencing.data.sources.tables import Kind, Piece, Table, keyed
+from ehrsequencing.data.sources.tables import Piece, Table, keyed
 
 ADMISSIONS: dict[str, Kind] = {
     "subject_id": "id", "hadm_id": "id", "admittime": "time", "dischtime": "time", "admission_type": "text",

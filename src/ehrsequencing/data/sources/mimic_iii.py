@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from ehrsequencing.data.calendar import SHIFTED_DATES
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.mimic import (
     ASIDE_NOTE,
     DEATH_NOTE,
@@ -45,7 +46,7 @@ from ehrsequencing.data.sources.mimic_tables import (
     transfers,
 )
 from ehrsequencing.data.sources.spool import event, named
-from ehrsequencing.data.sources.tables import Kind, find_tables, require_tables
+from ehrsequencing.data.sources.tables import find_tables, require_tables
 
 FOLLOW_UP_DAYS = 90
 SHIFT_YEARS, AGE_OF_SHIFTED_YEARS = 300, 91

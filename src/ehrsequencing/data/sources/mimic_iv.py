@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from ehrsequencing.data.calendar import SHIFTED_DATES
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.mimic import (
     ASIDE_NOTE,
     DEATH_NOTE,
@@ -47,7 +48,7 @@ from ehrsequencing.data.sources.mimic_tables import (
     unless,
 )
 from ehrsequencing.data.sources.spool import event, named
-from ehrsequencing.data.sources.tables import Kind, Table, find_tables, require_tables
+from ehrsequencing.data.sources.tables import Table, find_tables, require_tables
 from ehrsequencing.errors import DataError
 
 FOLLOW_UP_DAYS = 365

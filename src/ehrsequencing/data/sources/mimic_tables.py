@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.reference import range_flag
 from ehrsequencing.data.sources.spool import event, named
-from ehrsequencing.data.sources.tables import Kind
 
 VISIT = "hadm_id"
 OF_ADMISSION: dict[str, Kind] = {"subject_id": "id", VISIT: "id"}

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.omop_concepts import placeholder
 from ehrsequencing.data.sources.reference import range_flag
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, MIDNIGHT, event, named
-from ehrsequencing.data.sources.tables import Advance, Kind, Table
+from ehrsequencing.data.sources.tables import Advance, Table
 
 SUBJECT, VISIT, VISITS = "person_id", "visit_occurrence_id", "visit_occurrence"
 ATTRIBUTES = ("gender", "race", "ethnicity")

@@ -15,6 +15,7 @@ import polars as pl
 
 from ehrsequencing.data.calendar import NO_DATES
 from ehrsequencing.data.dataset import MedsWriter
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.physionet2012_records import (
     EPOCH,
     MAY_BE_ZERO,
@@ -25,7 +26,7 @@ from ehrsequencing.data.sources.physionet2012_records import (
     subjects,
 )
 from ehrsequencing.data.sources.spool import EventSpool, summary
-from ehrsequencing.data.sources.tables import Kind, Table, keyed
+from ehrsequencing.data.sources.tables import Table, keyed
 from ehrsequencing.errors import ConfigError, DataError
 
 PREDICTION_TIME = EPOCH + datetime.timedelta(hours=48)

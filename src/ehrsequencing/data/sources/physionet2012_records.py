@@ -14,8 +14,9 @@ from pathlib import Path
 import polars as pl
 
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.spool import event, named
-from ehrsequencing.data.sources.tables import Kind, Piece, Table, find_tables
+from ehrsequencing.data.sources.tables import Piece, Table, find_tables
 from ehrsequencing.errors import DataError
 
 EPOCH = datetime.datetime(2000, 1, 1)

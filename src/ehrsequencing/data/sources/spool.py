@@ -21,9 +21,10 @@ from ehrsequencing.data.schema import (
     MICROSECONDS_PER_DAY,
 )
 from ehrsequencing.data.sources.account import count_rows, new_account, read_account, stated
+from ehrsequencing.data.sources.cells import EARLIEST, LATEST
 from ehrsequencing.data.sources.shards import ImportProgress, shards_of
 from ehrsequencing.data.sources.spool_files import SpoolFiles
-from ehrsequencing.data.sources.tables import EARLIEST, LATEST, Kind, Piece, Table
+from ehrsequencing.data.sources.tables import Piece, Table, Wanted
 from ehrsequencing.errors import DataError
 
 MAX_AGE_YEARS = 125
@@ -140,9 +141,7 @@ class EventSpool:
         """What a source must remember of a table (JSON), kept with the table when a kill interrupts the import."""
         return self._notes.setdefault(table, {})
 
-    def read(
-        self, table: Table, required: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None
-    ) -> Iterator[Piece]:
+    def read(self, table: Table, required: Wanted, optional: Wanted | None = None) -> Iterator[Piece]:
         """Pieces of a table, as `Table.read` yields them, of which the caller adds the events.
 
         A table whose pieces were all taken is not read again when a killed import is taken up: nothing is yielded,
@@ -159,7 +158,7 @@ class EventSpool:
                 self.advance(file, file.stat().st_size)
             return
         yield from table.read(required, optional, self.advance)
-        state = {"account": stated(self.account(table.name)), "notes": self.notes(table.name)}
+        state = {"name": table.name, "account": stated(self.account(table.name)), "notes": self.notes(table.name)}
         self._books[table.name] = [self._book_of(table.name)]
         self._files.table_done(index, state, self._books[table.name][0])
 
@@ -366,7 +365,7 @@ def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, 
     return {
         **{name: written[name] for name in WRITTEN},
         "events_by_kind": dict(kinds.iter_rows()),
-        "events_dropped": dict(dropped.most_common()),
+        "events_dropped": dict(sorted(dropped.items(), key=lambda entry: (-entry[1], entry[0]))),
         "tables": {name: stated(account) for name, account in spool.tables.items()},
         **further,
     }

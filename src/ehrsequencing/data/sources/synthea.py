@@ -16,6 +16,7 @@ import polars as pl
 
 from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.finishing import end_days
 from ehrsequencing.data.sources.identifiers import refuse_collisions, with_identifier
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, EventSpool, event, named, summary
@@ -30,7 +31,7 @@ from ehrsequencing.data.sources.synthea_tables import (
     Spec,
     with_times,
 )
-from ehrsequencing.data.sources.tables import Kind, Piece, Table, column_names, find_tables, keyed, require_tables
+from ehrsequencing.data.sources.tables import Piece, Table, column_names, find_tables, keyed, require_tables
 from ehrsequencing.errors import DataError
 
 PEOPLE = "patients"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.omop_concepts import VITALS
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, MIDNIGHT, event, named
-from ehrsequencing.data.sources.tables import Kind
 
 SUBJECT, VISIT, VISITS = "subject_id", "visit_id", "encounters"
 STAY, STOPPED = "inpatient", "STOP//"

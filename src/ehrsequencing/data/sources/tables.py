@@ -5,50 +5,30 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
+from ehrsequencing.data.sources.cells import EARLIEST, LATEST, TYPES, Cells, Kind, cells_of, empty_column
 from ehrsequencing.errors import DataError
 
-Kind = Literal["id", "time", "birth", "number", "text"]
-"""What a column holds: whole numbers (also written as `6.0`), times or dates between `EARLIEST` and `LATEST`, births of
-any year (publishers shift those of the oldest by centuries, which the source must mend), numbers, text."""
+Wanted = Mapping[str, Kind | Cells]
+"""Columns by lower-case name: what they hold, or how they are read (then under any name)."""
 Advance = Callable[[Path, int], None]
 """Called with a file and how many of its bytes have been read."""
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 BLOCK_BYTES = 8 << 20
 PARQUET_ROWS = 1 << 17
-EARLIEST, LATEST = datetime(1850, 1, 1), datetime(2300, 1, 1)
-"""Times outside are mistakes; publishers who shift dates stay before 2300."""
-MAX_EXACT_FLOAT = 2**53
-MAX_FLOAT32 = 3.4028234663852886e38
-TIME_FORMATS = (
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%d",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%d %H:%M",
-)
-USUAL_FORMATS = (TIME_FORMATS[0], "%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ")
-"""A column is read as its first value is, and then, where a value is written otherwise, in every way."""
-ZONED_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z")
-TYPES: dict[Kind, pl.DataType] = {
-    "id": pl.Int64(),
-    "time": pl.Datetime("us"),
-    "birth": pl.Datetime("us"),
-    "number": pl.Float64(),
-    "text": pl.String(),
-}
 
 
 @dataclass(frozen=True)
@@ -73,15 +53,34 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a CSV file is written.
+
+    Attributes:
+        encoding: Of Python.
+        delimiter: None: a comma, or a tab where the first line has tabs and no comma (OHDSI's vocabularies).
+        missing: Cells that mean nothing; in parquet, too.
+    """
+
+    encoding: str = "utf-8"
+    delimiter: str | None = None
+    missing: tuple[str, ...] = ("",)
+
+    @property
+    def extends_ascii(self) -> bool:
+        """Whether bytes below 128 are ASCII."""
+        return not self.encoding.lower().replace("_", "-").startswith(("utf-16", "utf16", "utf-32", "utf32"))
+
+
+@dataclass(frozen=True)
 class Table:
     """One table, in one file or in several parts."""
 
     name: str
     files: tuple[Path, ...]
+    layout: Layout = Layout()
 
-    def read(
-        self, required: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None, advance: Advance | None = None
-    ) -> Iterator[Piece]:
+    def read(self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None) -> Iterator[Piece]:
         """Yield typed pieces; memory holds one.
 
         Args:
@@ -90,32 +89,33 @@ class Table:
             advance: Progress.
 
         Raises:
-            DataError: a file is empty, damaged, cut short or not UTF-8, lacks a required column, has rows of another
-                width, or holds a value that is no identifier or time.
+            DataError: a file is empty, damaged, cut short or in another encoding, lacks a required column, has rows of
+                another width, or holds a value that is no identifier or time.
         """
-        wanted = {**required, **(optional or {})}
+        wanted = {name: cells_of(name, given) for name, given in {**required, **(optional or {})}.items()}
+        needed = [column for name in required for column in wanted[name].columns]
         for file in self.files:
-            found = column_names(file)
-            if missing := [column for column in required if column not in found]:
+            found = column_names(file, self.layout)
+            if missing := [column for column in dict.fromkeys(needed) if column not in found]:
                 raise DataError(
                     f"{file} lacks {', '.join(missing)}",
                     got=f"columns {', '.join(found)}",
-                    expected=f"columns {', '.join(required)}",
+                    expected=f"columns {', '.join(dict.fromkeys(needed))}",
                 )
-            present = {column: found[column] for column in wanted if column in found}
+            columns = {column for cells in wanted.values() for column in cells.columns if column in found}
             read = _parquet if file.suffix == ".parquet" else _csv
             first = 1
-            for raw in read(file, list(present.values()), advance):
-                renamed = raw.rename({given: column for column, given in present.items()})
-                yield self._typed(renamed.with_row_index("row", offset=first), wanted, file)
+            for raw in read(file, [found[column] for column in found if column in columns], self.layout, advance):
+                renamed = raw.rename({found[column]: column for column in columns})
+                yield self._typed(renamed, pl.int_range(first, first + len(raw), eager=True), wanted, file)
                 first += len(raw)
 
-    def whole(self, required: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None) -> Piece:
+    def whole(self, required: Wanted, optional: Wanted | None = None) -> Piece:
         """All rows in one piece, for small tables."""
         pieces = list(self.read(required, optional))
         schema = {
             "row": pl.Int64(),
-            **{column: TYPES[kind] for column, kind in {**required, **(optional or {})}.items()},
+            **{name: TYPES[cells_of(name, given).kind] for name, given in {**required, **(optional or {})}.items()},
         }
         if not pieces:
             return Piece(self.name, self.files[0], pl.DataFrame(schema=schema))
@@ -130,25 +130,29 @@ class Table:
             tuple(sorted({column for piece in pieces for column in piece.absent})),
         )
 
-    def _typed(self, raw: pl.DataFrame, wanted: Mapping[str, Kind], file: Path) -> Piece:
-        columns = [raw["row"].cast(pl.Int64)]
+    def _typed(self, raw: pl.DataFrame, row: pl.Series, wanted: Mapping[str, Cells], file: Path) -> Piece:
+        columns = [row.alias("row")]
         counts: dict[str, dict[str, int]] = {"number": {}, "time": {}}
         absent = []
-        for column, kind in wanted.items():
-            if column not in raw.columns:
-                absent.append(column)
-                columns.append(_empty(column, kind, len(raw)))
+        for name, cells in wanted.items():
+            if any(column not in raw.columns for column in cells.columns):
+                absent.append(name)
+                columns.append(empty_column(name, cells.kind, len(raw)))
                 continue
-            values = raw[column]
-            typed, bad = _READERS[kind](values)
-            if kind != "number":
-                _refuse(bad, values, file, raw["row"], kind)
-            if kind == "time":
+            values = raw[cells.columns[0]]
+            if len(cells.columns) > 1:
+                values = raw.select(
+                    pl.concat_str(cells.columns, separator=" ").alias(" ".join(cells.columns))
+                ).to_series()
+            typed, bad = cells.read(values)
+            if cells.kind != "number":
+                _refuse(bad, values, file, row, cells.kind)
+            if cells.kind == "time":
                 bad = ~typed.is_between(EARLIEST, LATEST).fill_null(True)
                 typed = typed.set(bad, None) if bad.any() else typed
-            if kind in counts and (count := int(bad.sum())):
-                counts[kind][column] = count
-            columns.append(typed.alias(column))
+            if cells.kind in counts and (count := int(bad.sum())):
+                counts[cells.kind][values.name] = count
+            columns.append(typed.alias(name))
         return Piece(self.name, file, pl.DataFrame(columns), counts["number"], counts["time"], tuple(absent))
 
 
@@ -164,7 +168,7 @@ def find_tables(folder: Path) -> dict[str, Table]:
         )
     found: dict[str, list[tuple[Path, ...]]] = {}
     for path in sorted(folder.iterdir()):
-        name = _table_name(path)
+        name = table_name(path)
         if path.name.startswith((".", "_")):
             continue
         if path.is_dir():
@@ -211,7 +215,7 @@ def keyed(piece: Piece, key: str) -> pl.DataFrame:
     return rows
 
 
-def _table_name(path: Path) -> str | None:
+def table_name(path: Path) -> str | None:
     """The name without a suffix that we read, for example `person` of `PERSON.csv.gz`; None for other files."""
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
@@ -220,10 +224,10 @@ def _table_name(path: Path) -> str | None:
 
 
 def _is_part(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith((".", "_")) and _table_name(path) is not None
+    return path.is_file() and not path.name.startswith((".", "_")) and table_name(path) is not None
 
 
-def column_names(file: Path) -> dict[str, str]:
+def column_names(file: Path, layout: Layout = Layout()) -> dict[str, str]:
     """Lower-case column names to the names as written.
 
     Raises:
@@ -233,40 +237,52 @@ def column_names(file: Path) -> dict[str, str]:
         with _named_problems(file):
             names = pq.read_schema(file).names
     else:
-        names = _header(file)[0]
+        names = _header(file, layout)[0]
     lower = [name.strip().lower() for name in names]
     if repeated := sorted({name for name in lower if lower.count(name) > 1}):
         raise DataError(f"{file} repeats columns", got=", ".join(repeated), expected="each name once")
     return dict(zip(lower, names, strict=True))
 
 
-def _header(file: Path) -> tuple[list[str], str]:
-    """Column names and the delimiter: a tab where the first line has tabs and no comma (OHDSI's vocabularies)."""
+def _header(file: Path, layout: Layout) -> tuple[list[str], str]:
+    """Column names and the delimiter."""
     opener: Callable[..., io.BufferedIOBase] = gzip.open if file.suffix == ".gz" else open  # type: ignore[assignment]
-    with _named_problems(file), opener(file, "rb") as stream:
-        line = stream.readline().decode("utf-8-sig").rstrip("\r\n")
+    encoding = "utf-8-sig" if layout.encoding.lower() in ("utf-8", "utf8") else layout.encoding
+    with _named_problems(file, layout), opener(file, "rb") as stream:
+        # In UTF-16 the line ends within its last character.
+        line = stream.readline().decode(encoding, "strict" if layout.extends_ascii else "ignore").rstrip("\r\n")
     if not line:
         raise DataError(f"{file} is empty", expected="a header and rows")
-    delimiter = "\t" if "\t" in line and "," not in line else ","
+    delimiter = layout.delimiter or ("\t" if "\t" in line and "," not in line else ",")
     return next(csv.reader([line], delimiter=delimiter)), delimiter
 
 
 class _named_problems:  # noqa: N801
     """What the readers raise about a file, as one DataError that names it."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, layout: Layout | None = None) -> None:
         self.file = file
+        self.encoding = layout.encoding.upper() if layout is not None else "UTF-8"
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
-        if isinstance(problem, (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError)):
-            damaged = isinstance(problem, (OSError, EOFError, zlib.error))
+        if isinstance(problem, UnicodeError) or "invalid UTF8" in str(problem):
+            row = re.search(r"Row #(\d+)", str(problem))
+            raise DataError(
+                f"{self.file} is not in {self.encoding}",
+                # The parser counts the header, too.
+                got=f"another encoding in row {int(row[1]) - 1}" if row else str(problem).splitlines()[0][:300],
+                expected=self.encoding,
+                remedy="convert the file to UTF-8",
+            ) from None
+        if isinstance(problem, (pa.ArrowException, OSError, EOFError, zlib.error)):
+            damaged = not isinstance(problem, pa.ArrowException) or isinstance(problem, OSError)
             raise DataError(
                 f"{self.file} is {'damaged or cut short' if damaged else 'malformed'}",
                 got=str(problem).splitlines()[0][:300],
-                expected="a parquet file" if self.file.suffix == ".parquet" else "a UTF-8 CSV file",
+                expected="a parquet file" if self.file.suffix == ".parquet" else f"a CSV file in {self.encoding}",
                 remedy="compare its checksum with the publisher's" if damaged else None,
             ) from None
 
@@ -286,23 +302,24 @@ class _Counted(io.RawIOBase):
         return content
 
 
-def _csv(file: Path, columns: list[str], advance: Advance | None) -> Iterator[pl.DataFrame]:
-    _, delimiter = _header(file)
+def _csv(file: Path, columns: list[str], layout: Layout, advance: Advance | None) -> Iterator[pl.DataFrame]:
+    _, delimiter = _header(file, layout)
+    quoted = delimiter != "\t"
     rows = 0
-    with _named_problems(file), file.open("rb", buffering=0) as raw:
+    with _named_problems(file, layout), file.open("rb", buffering=0) as raw:
         counted = _Counted(pa.input_stream(raw, compression="gzip" if file.suffix == ".gz" else None))
         reader = pc.open_csv(
             counted,
             # On one thread, errors say which row; decompression and conversion already run beside our own work.
-            read_options=pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
+            read_options=pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, encoding=layout.encoding),
             parse_options=pc.ParseOptions(
-                delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ","
+                delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
             ),
             convert_options=pc.ConvertOptions(
                 include_columns=columns,
                 column_types=dict.fromkeys(columns, pa.large_string()),
                 strings_can_be_null=True,
-                null_values=[""],
+                null_values=list(layout.missing),
             ),
         )
         for batch in reader:
@@ -311,17 +328,19 @@ def _csv(file: Path, columns: list[str], advance: Advance | None) -> Iterator[pl
                 yield _frame(batch)
             if advance is not None:
                 advance(file, raw.tell())
-        if delimiter == "," and counted.quotes % 2:
+        if quoted and layout.extends_ascii and counted.quotes % 2:
             # The parser takes the rest of the file as one cell, and with it all rows therein.
             raise DataError(f"{file} has a quotation mark that is never closed", got=f"row {rows} to the end")
 
 
-def _parquet(file: Path, columns: list[str], advance: Advance | None) -> Iterator[pl.DataFrame]:
+def _parquet(file: Path, columns: list[str], layout: Layout, advance: Advance | None) -> Iterator[pl.DataFrame]:
+    missing = [cell for cell in layout.missing if cell]
     with _named_problems(file), pq.ParquetFile(file) as source:
         total, done, size = source.metadata.num_rows, 0, file.stat().st_size
         for batch in source.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
             if batch.num_rows:
-                yield _frame(batch)
+                frame = _frame(batch)
+                yield frame.with_columns(cs.string().replace(missing, None)) if missing else frame
             done += batch.num_rows
             if advance is not None:
                 advance(file, size * done // max(total, 1))
@@ -345,85 +364,3 @@ def _refuse(bad: pl.Series, values: pl.Series, file: Path, row: pl.Series, kind:
         got=f"{values[first]!r} in row {row[first]}",
         expected=expected,
     )
-
-
-def _empty(name: str, kind: Kind, length: int) -> pl.Series:
-    return pl.Series(name, [None], dtype=TYPES[kind]).new_from_index(0, length)
-
-
-def _none(values: pl.Series) -> pl.Series:
-    """No value is bad."""
-    return pl.repeat(False, len(values), eager=True)
-
-
-def _stripped(values: pl.Series) -> pl.Series:
-    """Text without blanks around it; nothing else is missing."""
-    values = values.str.strip_chars()
-    return values.set(values == "", None)  # type: ignore[arg-type]
-
-
-def _identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
-    if values.dtype.is_integer() or values.dtype.is_decimal():
-        typed = values.cast(pl.Int64, strict=False)
-        return typed, typed.is_null() & values.is_not_null()
-    if values.dtype.is_float():
-        values = values.cast(pl.Float64).fill_nan(None)
-        exact = (values == values.round()) & (values.abs() <= MAX_EXACT_FLOAT)
-        return values.set(~exact, None).cast(pl.Int64), ~exact.fill_null(True)
-    if values.dtype == pl.String:
-        typed = values.cast(pl.Int64, strict=False)
-        if typed.null_count() == values.null_count():
-            return typed, _none(values)
-        text = _stripped(values)
-        typed = text.str.replace(r"^(-?\d+)\.0*$", "$1").cast(pl.Int64, strict=False)
-        return typed, typed.is_null() & text.is_not_null()
-    return _empty(values.name, "id", len(values)), values.is_not_null()
-
-
-def _times(values: pl.Series) -> tuple[pl.Series, pl.Series]:
-    if values.dtype == pl.String:
-        first = values.drop_nulls().head(1)
-        usual = (form for form in USUAL_FORMATS if first.str.to_datetime(form, strict=False).count())
-        typed = values.str.to_datetime(next(usual, TIME_FORMATS[0]), time_unit="us", strict=False)
-        if typed.null_count() == values.null_count():
-            return typed, _none(values)
-        text = _stripped(values)
-        for form in (*TIME_FORMATS, *ZONED_FORMATS):
-            if typed.null_count() == text.null_count():
-                break
-            other = text.str.to_datetime(form, time_unit="us", strict=False)
-            if form in ZONED_FORMATS:
-                other = other.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-            typed = typed.zip_with(typed.is_not_null(), other)
-        return typed, typed.is_null() & text.is_not_null()
-    if isinstance(values.dtype, pl.Datetime):
-        if values.dtype.time_zone is not None:
-            values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        return values.cast(pl.Datetime("us")), _none(values)
-    if values.dtype in (pl.Date, pl.Null):
-        return values.cast(pl.Datetime("us")), _none(values)
-    return _empty(values.name, "time", len(values)), values.is_not_null()
-
-
-def _numbers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
-    if values.dtype.is_nested() or values.dtype.is_temporal():
-        return _empty(values.name, "number", len(values)), values.is_not_null()
-    given = _stripped(values) if values.dtype == pl.String else values
-    number = given.cast(pl.Float64, strict=False)
-    missing = given.is_null()
-    if values.dtype != pl.String:
-        missing |= number.is_nan().fill_null(False)
-    fits = (number.abs() <= MAX_FLOAT32).fill_null(False) & number.is_not_nan().fill_null(False)
-    return number.set(~fits, None), ~fits & ~missing
-
-
-def _texts(values: pl.Series) -> tuple[pl.Series, pl.Series]:
-    if values.dtype.is_nested():
-        return _empty(values.name, "text", len(values)), values.is_not_null()
-    typed = _stripped(values.cast(pl.String, strict=False))
-    return typed, _none(values)
-
-
-_READERS: dict[Kind, Callable[[pl.Series], tuple[pl.Series, pl.Series]]] = {
-    "id": _identifiers, "time": _times, "birth": _times, "number": _numbers, "text": _texts,
-}  # fmt: skip

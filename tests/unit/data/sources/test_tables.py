@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrsequencing.data.sources.tables import BLOCK_BYTES, EARLIEST, LATEST, MAX_FLOAT32, find_tables
+from ehrsequencing.data.sources.cells import EARLIEST, LATEST, MAX_FLOAT32
+from ehrsequencing.data.sources.tables import BLOCK_BYTES, find_tables
 from ehrsequencing.errors import DataError
 
 

@@ -1,0 +1,249 @@
+"""What each block of a mapping reads, and the events that a row of it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import polars as pl
+
+from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
+from ehrsequencing.data.sources.cells import Cells
+from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, MIDNIGHT, event, named
+from ehrsequencing.data.sources.table_cells import CellReaders, condition
+from ehrsequencing.data.sources.table_mapping import OFFSETS, Codes, EventTable, Subjects, Visits, Where, Wide
+from ehrsequencing.data.sources.tables import Table
+
+KEYS = ("subject_id", "visit_id")
+NO_STAY = "visit without a start, or stay without an end that follows its start"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One block: the columns it reads under the names its events use, and how they are made.
+
+    Attributes:
+        table: Under the name of its account.
+        cells: Name to column.
+        events: From rows of these names to events.
+        no_time, no_event: Reasons, as in `EventSpool.add`.
+        contradictions: As in `EventSpool.add`.
+        classes: Column of the classes of visits, where the mapping names those that are stays.
+    """
+
+    table: Table
+    cells: dict[str, Cells]
+    events: Callable[[pl.DataFrame], list[pl.DataFrame]]
+    no_time: str = "without a time"
+    no_event: str = "excluded by where"
+    contradictions: dict[str, pl.Expr] | None = None
+    classes: tuple[str, ...] = ()
+
+
+def filter_cells(readers: CellReaders, where: Where, label: str = "where") -> tuple[dict[str, Cells], pl.Expr]:
+    """Columns that a filter reads, and the filter."""
+    names = {column: f"{label}:{column}" for column in where}
+    return {names[column]: readers.text(column) for column in where}, condition(where, names)
+
+
+def clock(form: str | None, time: pl.Expr) -> pl.Expr:
+    """How well a time is known: see `spool.EXACT` and its neighbours."""
+    if form in OFFSETS:
+        return pl.lit(EXACT)
+    if form is not None and not any(part in form for part in ("%H", "%I", "%T", "%R", "%s", "%c", "%X")):
+        return pl.lit(DATE_ONLY)
+    return pl.when(time == time.dt.truncate("1d")).then(MIDNIGHT).otherwise(EXACT)
+
+
+def subjects_plan(block: Subjects, table: Table, readers: CellReaders) -> Plan:
+    """Birth, undated facts, and death."""
+    cells: dict[str, Cells] = {"subject_id": readers.subject(block.subject)}
+    filters, kept = filter_cells(readers, block.where)
+    died, dead = filter_cells(readers, block.death_where, "death")
+    static = ({"GENDER": block.sex} if block.sex is not None else {}) | block.static
+    if block.birth is not None:
+        cells["birth"] = readers.time(block.birth, block.time_format)
+    if block.age is not None:
+        cells["birth"] = readers.age(block.age)
+    for name, column in (("death", block.death), ("observed_until", block.observed_until)):
+        if column is not None:
+            cells[name] = readers.time(column, block.time_format)
+    cells |= {f"static:{prefix}": readers.text(column) for prefix, column in static.items()} | filters | died
+
+    def events(rows: pl.DataFrame) -> list[pl.DataFrame]:
+        rows = rows.filter(kept).unique(
+            [name for name in rows.columns if name != "row"], keep="first", maintain_order=True
+        )
+        made = [
+            event(
+                rows, named(prefix, f"static:{prefix}"), None, "demographic",
+                where=pl.col(f"static:{prefix}").is_not_null(),
+            )
+            for prefix in static
+        ]  # fmt: skip
+        if "birth" in cells:
+            birth = pl.col("birth").dt.truncate("1d")
+            made.append(
+                event(
+                    rows, pl.lit(BIRTH_CODE), birth, "demographic", where=birth.is_not_null(),
+                    description=pl.lit("Birth"),
+                )
+            )  # fmt: skip
+        if "death" in cells:
+            death = pl.col("death")
+            made.append(
+                event(
+                    rows, pl.lit(DEATH_CODE), death, "demographic", where=death.is_not_null() & dead,
+                    description=pl.lit("Death"), clock=clock(block.time_format, death),
+                )
+            )  # fmt: skip
+        return made or [event(rows, pl.lit(None), None, "demographic", where=pl.lit(False))]
+
+    return Plan(table, cells, events, no_event="excluded by where, nothing stated, or stated in another row")
+
+
+def visits_plan(block: Visits, table: Table, readers: CellReaders) -> Plan:
+    """Stays in hospital (admission and discharge), and other visits at their start."""
+    cells = {
+        "subject_id": readers.subject(block.subject),
+        "visit_id": readers.visit(block.visit),
+        "start": readers.time(block.start, block.time_format),
+    }
+    filters, kept = filter_cells(readers, block.where)
+    if block.end is not None:
+        cells["end"] = readers.time(block.end, block.time_format)
+    for name, column in (("class", block.class_), ("discharge", block.discharge)):
+        if column is not None:
+            cells[name] = readers.text(column)
+    cells |= filters
+
+    def told(name: str) -> pl.Expr:
+        return pl.col(name).fill_null("UNKNOWN") if name in cells else pl.lit("UNKNOWN")
+
+    stays = block.inpatient if isinstance(block.inpatient, list) else []
+    stay = pl.lit(True) if block.inpatient is True else told("class").is_in(stays)
+    start, end = pl.col("start"), pl.col("end") if "end" in cells else pl.lit(None, dtype=pl.Datetime("us"))
+    # A stay that ends on the day it starts, with no time of day, ends when that day is over.
+    by_day = (end == end.dt.truncate("1d")) & (end == start.dt.truncate("1d"))
+    ending = pl.when(by_day).then(DATE_ONLY).otherwise(clock(block.time_format, end))
+
+    def events(rows: pl.DataFrame) -> list[pl.DataFrame]:
+        made = [
+            event(rows, named(block.prefix, told("class")), start, "encounter", visit="visit_id", where=kept & ~stay)
+        ]
+        if block.inpatient:
+            made += [
+                event(
+                    rows, named("HOSPITAL_ADMISSION", told("class")), start, "encounter", visit="visit_id",
+                    where=kept & stay,
+                ),
+                event(
+                    rows, named("HOSPITAL_DISCHARGE", told("discharge")), pl.when((end >= start) | by_day).then(end),
+                    "encounter", visit="visit_id", where=kept & stay, clock=ending,
+                ),
+            ]  # fmt: skip
+        return made
+
+    return Plan(
+        table, cells, events, NO_STAY,
+        contradictions={"visits that end before they start": kept & ~stay & (end < start) & ~by_day},
+        classes=("class",) if stays else (),
+    )  # fmt: skip
+
+
+def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: pl.DataFrame | None) -> Plan:
+    """One event per row, or per filled cell of a wide table."""
+    cells: dict[str, Cells] = {"subject_id": readers.subject(block.subject)}
+    filters, kept = filter_cells(readers, block.where)
+    if block.visit is not None:
+        cells["visit_id"] = readers.visit(block.visit)
+    for name, columns in (("time", block.time), ("known", block.known)):
+        if columns is not None:
+            cells[name] = readers.time(columns, block.time_format)
+    codes = [block.code] if isinstance(block.code, str) else block.code or []
+    cells |= {f"code:{place}": readers.text(column) for place, column in enumerate(codes)}
+    if block.value is not None:
+        cells["value"] = readers.number(block.value)
+    for name, column in (("unit", block.unit), ("text", block.text), ("description", block.description)):
+        if column is not None:
+            cells[name] = readers.text(column)
+    wide = {name: Wide(column=given) if isinstance(given, str) else given for name, given in block.columns.items()}
+    for name, each in wide.items():
+        cells[f"column:{name}"] = (readers.number if each.as_ == "number" else readers.text)(each.column)
+    cells |= filters
+    visit = "visit_id" if block.visit is not None else None
+
+    def optional(name: str) -> pl.Expr | None:
+        return pl.col(name) if name in cells else None
+
+    def timed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Expr | None]:
+        if block.undated:
+            return rows, None
+        if block.at_visit is not None and visits is not None:
+            known = visits.select(*KEYS, time=block.at_visit)
+            rows = rows.join(known, on=list(KEYS), how="left", maintain_order="left")
+        return rows, pl.max_horizontal("time", "known") if "known" in cells else pl.col("time")
+
+    def prefixed(*parts: str | pl.Expr) -> pl.Expr:
+        if block.prefix is not None:
+            return named(block.prefix, *parts)
+        first, *rest = (pl.col(part) if isinstance(part, str) else part for part in parts)
+        return pl.concat_str([first, *rest], separator="//").str.replace_all(r"\s+", " ")
+
+    def events(rows: pl.DataFrame) -> list[pl.DataFrame]:
+        rows, time = timed(rows)
+        known = clock(block.time_format if block.at_visit is None else None, pl.lit(None) if time is None else time)
+        if time is None:
+            known = pl.lit(EXACT)
+        if wide:
+            return [_of_cell(rows, name, each, time, known) for name, each in wide.items()]
+        code = prefixed(pl.lit(block.constant)) if block.constant is not None else prefixed(*_names("code", len(codes)))
+        value, text = optional("value"), optional("text")
+        if value is not None and text is not None:
+            text = pl.when(value.is_null()).then(text)
+        unit = optional("unit") if block.unit_is is None else pl.lit(block.unit_is)
+        return [
+            event(
+                rows, code, time, block.kind, visit=visit, value=value, unit=unit, text=text,
+                description=optional("description"), clock=known, where=kept,
+            )
+        ]  # fmt: skip
+
+    def _of_cell(rows: pl.DataFrame, name: str, each: Wide, time: pl.Expr | None, known: pl.Expr) -> pl.DataFrame:
+        cell = pl.col(f"column:{name}")
+        code = prefixed(pl.lit(name), cell) if each.as_ == "code" else prefixed(pl.lit(name))
+        return event(
+            rows, code, time, block.kind, visit=visit, value=cell if each.as_ == "number" else None,
+            unit=None if each.unit is None else pl.lit(each.unit), text=cell if each.as_ == "text" else None,
+            clock=known, where=kept & cell.is_not_null(),
+        )  # fmt: skip
+
+    no_time = "without a time" if block.at_visit is None else f"of a visit unknown or without {block.at_visit}"
+    return Plan(
+        table, cells, events, no_time, "excluded by where, or no column filled" if wide else "excluded by where"
+    )
+
+
+def _names(stem: str, count: int) -> Iterator[str]:
+    return (f"{stem}:{place}" for place in range(count))
+
+
+def visit_times(block: Visits, table: Table, readers: CellReaders) -> pl.DataFrame:
+    """Columns `subject_id`, `visit_id`, `start`, `end` of every visit, each once; in memory."""
+    plan = visits_plan(block, table, readers)
+    cells = {name: cells for name, cells in plan.cells.items() if name in (*KEYS, "start", "end")}
+    rows = table.whole(cells).rows.drop_nulls(list(KEYS)).unique(list(KEYS), keep="first", maintain_order=True)
+    return rows if "end" in cells else rows.with_columns(end=pl.lit(None, dtype=pl.Datetime("us")))
+
+
+def described(block: Codes, table: Table, readers: CellReaders) -> pl.DataFrame:
+    """Columns `code`, `described`, each code once."""
+    columns = [block.code] if isinstance(block.code, str) else block.code
+    cells = {f"code:{place}": readers.text(column) for place, column in enumerate(columns)}
+    rows = table.whole(cells | {"description": readers.text(block.description)}).rows
+    parts = [pl.col(name).str.replace_all(r"\s+", " ") for name in cells]
+    prefix = [pl.lit(block.prefix)] if block.prefix is not None else []
+    code = pl.concat_str([*prefix, *parts], separator="//")
+    return (
+        rows.select(code=code, described="description").drop_nulls().unique("code", keep="first", maintain_order=True)
+    )

@@ -1,0 +1,171 @@
+"""Readers of cells as a mapping describes them: identifiers that are text, formats of time, decimal commas."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+
+import polars as pl
+
+from ehrsequencing.data.schema import DAYS_PER_YEAR
+from ehrsequencing.data.sources.cells import READERS, Cells, Reader, all_good, stripped
+from ehrsequencing.data.sources.table_mapping import OFFSETS, Mapping, Where
+from ehrsequencing.errors import DataError
+
+
+def hashed(text: str) -> int:
+    """The first 63 bits of BLAKE2b-64 of the text in UTF-8: a positive int64, the same on every machine.
+
+    >>> hashed("patient-1")
+    4136817775081223966
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class TextIdentifiers:
+    """Reader of identifiers that are any text; remembers which text each number stands for, and refuses collisions."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+        self.texts: dict[int, str] = {}
+
+    def __call__(self, values: pl.Series) -> tuple[pl.Series, pl.Series]:
+        text = stripped(values.cast(pl.String))
+        for name in text.drop_nulls().unique(maintain_order=True):
+            if name in self.known:
+                continue
+            number = hashed(name)
+            if number in self.texts:
+                raise DataError(
+                    f"identifiers {self.texts[number]!r} and {name!r} have the same hash", got=number,
+                    remedy="number the subjects yourself and set ids = 'integer'",
+                )  # fmt: skip
+            self.known[name], self.texts[number] = number, name
+        numbers = text.replace_strict(self.known, return_dtype=pl.Int64) if self.known else text.cast(pl.Int64)
+        return numbers, all_good(values)
+
+
+def visit_identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Hashes of identifiers of visits, which need to differ within a subject only."""
+    text = stripped(values.cast(pl.String))
+    names = text.drop_nulls().unique()
+    numbers = dict(zip(names, map(hashed, names), strict=True))
+    return text.replace_strict(numbers, return_dtype=pl.Int64) if numbers else text.cast(pl.Int64), all_good(values)
+
+
+class CellReaders:
+    """How columns are read under a mapping."""
+
+    def __init__(self, mapping: Mapping) -> None:
+        self.mapping = mapping
+        self.subjects = TextIdentifiers()
+
+    def subject(self, column: str) -> Cells:
+        reader: Reader = self.subjects if self.mapping.ids == "text" else READERS["id"]
+        return Cells("id", (column.lower(),), reader)
+
+    def visit(self, column: str) -> Cells:
+        reader: Reader = visit_identifiers if self.mapping.visit_ids == "text" else READERS["id"]
+        return Cells("id", (column.lower(),), reader)
+
+    def text(self, column: str) -> Cells:
+        return Cells("text", (column.lower(),), READERS["text"])
+
+    def number(self, column: str) -> Cells:
+        reader: Reader = decimal_comma if self.mapping.decimal == "," else READERS["number"]
+        return Cells("number", (column.lower(),), reader)
+
+    def time(self, columns: str | list[str], form: str | None) -> Cells:
+        names = (columns,) if isinstance(columns, str) else tuple(columns)
+        reader: Reader = READERS["time"]
+        if form in OFFSETS:
+            seconds, origin = OFFSETS[form], self.mapping.since()
+            number = self.number("").read
+
+            def reader(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+                return since(values, origin, seconds, number)
+
+        elif form is not None:
+            written = form
+
+            def reader(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+                return formatted(values, written)
+
+        return Cells("time", tuple(name.lower() for name in names), reader)
+
+    def age(self, column: str) -> Cells:
+        """Births from ages in years at the origin."""
+        seconds, origin, number = -DAYS_PER_YEAR * 86400, self.mapping.since(), self.number("").read
+        return Cells("time", (column.lower(),), lambda values: since(values, origin, seconds, number))
+
+
+def formatted(values: pl.Series, form: str) -> tuple[pl.Series, pl.Series]:
+    """Times in a format of `strptime`; a missing month or day is the first.
+
+    >>> formatted(pl.Series(["31.01.2020 08:05", "1.2.", None]), "%d.%m.%Y %H:%M")[0].to_list()[0].isoformat()
+    '2020-01-31T08:05:00'
+    >>> formatted(pl.Series(["1960"]), "%Y")[0].to_list()[0].isoformat()
+    '1960-01-01T00:00:00'
+    """
+    if values.dtype != pl.String and not values.dtype.is_integer():
+        return READERS["time"](values)
+    text = stripped(values.cast(pl.String))
+    for part, known in (("-%m", ("%m", "%b", "%B", "%j", "%F")), ("-%d", ("%d", "%e", "%j", "%F"))):
+        if not any(name in form for name in known):
+            text, form = text + "-01", form + part
+    try:
+        typed = text.str.to_datetime(form, time_unit="us", strict=False)
+    except pl.exceptions.ComputeError as problem:
+        raise DataError("time_format is no format of strptime", got=f"{form}: {str(problem).splitlines()[0]}") from None
+    if isinstance(typed.dtype, pl.Datetime) and typed.dtype.time_zone is not None:
+        typed = typed.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return typed, typed.is_null() & text.is_not_null()
+
+
+def since(values: pl.Series, origin: datetime.datetime, seconds: float, number: Reader) -> tuple[pl.Series, pl.Series]:
+    """Times that are numbers of so many seconds since the origin, to the second."""
+    amount, bad = number(values)
+    # A time that int64 cannot hold in microseconds, nor any year, is one that will be counted as implausible.
+    offset = (amount * seconds).clip(-1e12, 1e12).round().cast(pl.Int64) * 1_000_000
+    typed = pl.Series([origin], dtype=pl.Datetime("us")) + offset.cast(pl.Duration("us"))
+    return typed, bad
+
+
+def decimal_comma(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Numbers such as `1,5` and `1.234,5`; `1.5` is none, since it may mean 1500.
+
+    >>> decimal_comma(pl.Series(["1,5", "1.234,5", "7", "1.5"]))[0].to_list()
+    [1.5, 1234.5, 7.0, None]
+    """
+    if values.dtype != pl.String:
+        return READERS["number"](values)
+    text = stripped(values)
+    plain = text.str.replace(r"^(-?\d{1,3}(\.\d{3})+),", "${1}:")
+    whole = pl.select(
+        pl.when(plain.str.contains(":", literal=True))
+        .then(plain.str.replace_all(".", "", literal=True).str.replace(":", ".", literal=True))
+        .when(~plain.str.contains(".", literal=True))
+        .then(plain.str.replace(",", ".", literal=True))
+    ).to_series()
+    typed, _ = READERS["number"](whole)
+    return typed, typed.is_null() & text.is_not_null()
+
+
+def condition(where: Where, names: dict[str, str]) -> pl.Expr:
+    """Rows whose cells equal one of the values stated for each column; numbers compare as numbers.
+
+    Args:
+        where: Column to a value or several.
+        names: Column to its name in the frame, where it is text.
+    """
+    tests = [pl.lit(True)]
+    for column, stated in where.items():
+        cell = pl.col(names[column])
+        values = stated if isinstance(stated, list) else [stated]
+        texts = [str(value).lower() if isinstance(value, bool) else value for value in values]
+        test = cell.is_in([text for text in texts if isinstance(text, str)])
+        numbers = [float(value) for value in texts if not isinstance(value, str)]
+        if numbers:
+            test = test | cell.cast(pl.Float64, strict=False).is_in(numbers)
+        tests.append(test.fill_null(False))
+    return pl.all_horizontal(tests)
