@@ -35,7 +35,11 @@ def number_of(text: str) -> int:
 
 
 def events_of(dataset: MedsDataset) -> pl.DataFrame:
-    return pl.concat([dataset.scan(split) for split in SPLITS]).collect().sort("subject_id", "time", "code", maintain_order=True)
+    return (
+        pl.concat([dataset.scan(split) for split in SPLITS])
+        .collect()
+        .sort("subject_id", "time", "code", maintain_order=True)
+    )
 
 
 def rows_of(events: pl.DataFrame, *columns: str) -> list[tuple]:
