@@ -161,3 +161,12 @@ def test_hashes_see_boundaries_and_content(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     (tmp_path / "b").write_bytes(b"y")
     assert hash_file(tmp_path / "a") != hash_file(tmp_path / "b")
+
+
+@pytest.mark.parametrize("content", ['{"a": ' + "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_json_that_is_too_deep_or_too_long(tmp_path, content):
+    file = tmp_path / "a.json"
+    file.write_text(content)
+    with pytest.raises(RunError, match="a.json is not readable JSON; got "):
+        read_json(file)
+    assert not Mark("a.json", "a", "a test folder").on(tmp_path)
