@@ -69,7 +69,7 @@ class Mark:
         """Whether the folder carries the mark."""
         try:
             content = json.loads((folder / self.file).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return isinstance(content, dict) and self.key in content
 
@@ -353,7 +353,7 @@ def read_json(path: str | Path, error: Callable[..., Exception] = RunError, reme
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise error(f"{path} is missing", remedy=remedy) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not readable JSON", got=str(problem), remedy=remedy) from None
     if not isinstance(content, dict):
         raise error(f"{path} holds no JSON object", got=type(content).__name__, remedy=remedy)

@@ -82,3 +82,10 @@ def test_adapter_options_without_adapters_are_refused(tmp_path, method):
     write_config(tmp_path / "config.toml", config)
     assert "lora" not in (tmp_path / "config.toml").read_text().replace("method", "")
     assert read_config(FinetuneConfig, tmp_path / "config.toml") == config
+
+
+def test_toml_that_is_too_deep(tmp_path):
+    file = tmp_path / "deep.toml"
+    file.write_text("x = " + "[" * 9000)
+    with pytest.raises(ConfigError, match="is not valid TOML; got "):
+        load_config(PretrainConfig, file)

@@ -232,3 +232,12 @@ def test_an_error_leaves_nothing_to_take_up(tmp_path):
         (folder / "part").write_text("x")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ['{"a": ' + "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_json_that_is_too_deep_or_too_long(tmp_path, content):
+    file = tmp_path / "a.json"
+    file.write_text(content)
+    with pytest.raises(RunError, match="a.json is not readable JSON; got "):
+        read_json(file)
+    assert not Mark("a.json", "a", "a test folder").on(tmp_path)

@@ -184,6 +184,9 @@ class MedsWriter:
                 "shards": len(shards),
                 "subjects_by_split": {split: int((table["split"] == split).sum()) for split in SPLITS},
             },
+            "fingerprint": MedsDataset(
+                self.folder, {}, {path: frame.with_columns(split=pl.lit(path.parent.name)) for path, frame in splits}
+            ).fingerprint,
             "versions": versions(),
             **(extra or {}),
         }

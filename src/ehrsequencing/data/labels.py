@@ -16,6 +16,8 @@ from ehrsequencing.io import atomic_path, hash_bytes, hash_file, read_json, writ
 VALUE_COLUMNS = ("boolean_value", "integer_value", "float_value", "categorical_value")
 NO_CATEGORY = "[none]"
 """`categorical_value` of the one row of a multi-label example without any positive category."""
+MAX_HORIZON_DAYS = 100_000
+"""A window longer than any life."""
 CATEGORIES_FILE = "categories.json"
 """In the model folder of a multi-label task: the category of each output."""
 
@@ -33,6 +35,23 @@ def trained_categories(model_folder: Path) -> list[str]:
     if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
         raise CheckpointError(f"{file} names no categories", got=str(stated)[:80], expected="a list of names")
     return stated
+
+
+def horizon_of(manifest: dict[str, Any]) -> float | None:
+    """`horizon_days` of a label manifest, None where it states no number.
+
+    Raises:
+        LabelError: no length of a window.
+    """
+    days = manifest.get("horizon_days")
+    if isinstance(days, bool) or not isinstance(days, int | float):
+        return None
+    if not 0 <= days <= MAX_HORIZON_DAYS:
+        raise LabelError(
+            "horizon_days of the labels' manifest is no length of a window", got=str(days)[:40],
+            expected=f"0 to {MAX_HORIZON_DAYS:,} days", remedy="correct the manifest",
+        )  # fmt: skip
+    return days
 
 
 def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.data.labels import horizon_of
 from ehrsequencing.data.schema import DEATH_CODE, SPLITS
 from ehrsequencing.data.synthetic import BLOCK, MAX_DEFAULT_WORKERS, RELEASE, SUBJECTS_PER_SEED, entry_days
 from ehrsequencing.data.synthetic_disease import MAX_STEPS, static_keys
@@ -97,7 +98,7 @@ def outcome_of(manifest: dict[str, Any], horizons_days: tuple[int, ...] = ()) ->
             "the oracle does not know this task", got=task or "a manifest without a task",
             expected="onset:..., mortality_30d, readmission_30d, time_to:...",
         )  # fmt: skip
-    horizon = int(named[2]) if named else manifest.get("horizon_days")
+    horizon = int(named[2]) if named else horizon_of(manifest)
     horizons = horizons_days or ((int(horizon),) if horizon else ())
     if not horizons or min(horizons) < 1:
         raise ConfigError("the oracle needs a horizon in days", got=f"{horizons}", remedy="pass horizons_days")
@@ -132,7 +133,7 @@ def oracle_frame(
 
     Raises:
         ConfigError: see `outcome_of` and `Outcome.wanted`; another filter.
-        DataError: not realistic synthetic records of this release.
+        DataError: not realistic synthetic records of this release, or records changed since.
         LabelError: a subject or prediction time that is not in the records.
     """
     if filter not in get_args(Filter):
@@ -200,17 +201,24 @@ def oracle_frame(
 
 
 def seed_of(dataset: MedsDataset, model: Model) -> int:
-    """Seed of realistic synthetic records of this release; DataError for any others."""
+    """Seed of realistic synthetic records of this release, as they were written; DataError for any others."""
     options, made = dataset.manifest.get("options", {}), dataset.manifest.get("model", {})
     if dataset.manifest.get("source") != "synthetic" or options.get("mode") != "realistic":
         raise DataError(
             f"{dataset.path} has no oracle", got=f"source {dataset.manifest.get('source')}, mode {options.get('mode')}",
             expected="realistic synthetic records", remedy="make them with `ehrseq synth`",
         )  # fmt: skip
-    if made.get("release") != RELEASE or made.get("tables") != model.fingerprint:
+    written = dataset.manifest.get("fingerprint")
+    if made.get("release") != RELEASE or made.get("tables") != model.fingerprint or written is None:
         raise DataError(
-            f"{dataset.path} was made by another release of the disease model", got=f"release {made.get('release')}",
+            f"{dataset.path} was made by another release of the disease model",
+            got=f"release {made.get('release')}" + ("" if written else " without a fingerprint of its records"),
             expected=f"release {RELEASE} with this package's tables", remedy="make the records anew",
+        )  # fmt: skip
+    if written != dataset.fingerprint:
+        raise DataError(
+            f"records of {dataset.path} are not those that were made", got=f"fingerprint {dataset.fingerprint}",
+            expected=str(written), remedy="make the records anew with `ehrseq synth`, and change nothing in them",
         )  # fmt: skip
     return int(options["seed"])
 

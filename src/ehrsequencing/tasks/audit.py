@@ -11,7 +11,7 @@ import polars as pl
 
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import AuditError, ConfigError
-from ehrsequencing.tasks import checks_data, checks_labels, checks_tokens, checks_windows
+from ehrsequencing.tasks import checks_data, checks_labels, checks_tokens, checks_units, checks_windows
 from ehrsequencing.tasks.audit_data import AuditData, Finding
 
 Check = Callable[[AuditData], list[Finding] | str]
@@ -24,7 +24,7 @@ CHECKS: dict[str, Check] = {
     "prevalent": checks_labels.prevalent,
     "token": checks_tokens.token,
     "dates": checks_data.dates,
-    "units": checks_data.units,
+    "units": checks_units.units,
     "shift": checks_data.shift,
 }
 """Every check by the name that `--accept` takes. A check gives its findings, or says why it does not apply."""
@@ -128,4 +128,5 @@ def _run(name: str, check: Check, data: AuditData, accepted: bool) -> CheckResul
     findings = tuple(sorted(found, key=lambda finding: finding.severity))
     if any(finding.severity == "error" for finding in findings):
         return CheckResult(name, "accepted" if accepted else "error", findings)
-    return CheckResult(name, "warning" if findings else "passed", findings, needless)
+    warned = any(finding.severity == "warning" for finding in findings)
+    return CheckResult(name, "warning" if warned else "passed", findings, needless)

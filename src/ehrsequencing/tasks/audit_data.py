@@ -32,7 +32,8 @@ class Finding:
 
     Attributes:
         check: Name of the check.
-        severity: "error" fails the audit unless the check is accepted; "warning" is stated.
+        severity: "error" fails the audit unless the check is accepted; "warning" is stated; "note" says what a check
+            that passed did not look at.
         what, got, expected: As in an error message; `got` carries the counts.
         subjects: Some subjects as examples.
     """
@@ -160,7 +161,8 @@ class AuditData:
         """Put labels (columns of `LABEL_SCHEMA`, sorted by subject and time) beside the store.
 
         Raises:
-            LabelError: the labels have no values of the kind that the manifest states, or no subject in the store.
+            LabelError: the labels have no values of the kind that the manifest states, durations are not above 0, or no
+                subject is in the store.
         """
         kind = _kind(labels, manifest)
         subject = labels["subject_id"].to_numpy()
@@ -171,7 +173,7 @@ class AuditData:
         positive = sparse.csr_array(
             (np.ones(len(row), dtype=np.float32), (category, example[row])), shape=(len(categories), len(first))
         )
-        duration = labels["float_value"].cast(pl.Float64).to_numpy() if kind == "survival" else None
+        duration = _durations(labels) if kind == "survival" else None
         subject, until = subject[first], until[first].astype(np.int64)
         splits = []
         for name in SPLITS:
@@ -193,25 +195,40 @@ class AuditData:
         return self.splits[:2]
 
     @cached_property
-    def outcome_time(self) -> np.ndarray | None:
-        """First code of the task in each example's record, int64 microseconds; `STATIC_TIME` for one without a date.
+    def outcome_codes(self) -> tuple[np.ndarray, int, int] | str:
+        """Bool [base codes], the codes of the task; how many of its codes have a token; how many there are.
 
-        The largest int64 where there is none; None for tasks without codes, and where the store rolled them up
-        together with others.
+        Where the manifest names patterns alone, the codes are those in the store. A sentence where there is
+        nothing to look for.
         """
         codes, matched = self.manifest.get("codes"), self.manifest.get("matched_codes")
         if not codes or not isinstance(codes, list) or self.kind not in ("binary", "survival"):
-            return None
-        vocabulary = self.store.vocabulary
-        # `matched_codes` are whole codes; without them the patterns are prefixes.
-        known, alone = (
-            standing_for(self.store, set(matched).__contains__)
-            if isinstance(matched, list)
-            else codes_like(self.store, codes)
-        )
+            return "no task of a first code (`codes` in the labels' manifest)"
+        if isinstance(matched, list):
+            whole = set(map(str, matched))
+            known, alone = standing_for(self.store, whole.__contains__)
+            tokens = set(self.store.vocabulary.base_codes)
+            seen = sum(not tokens.isdisjoint((code, self.store.rolled_codes.get(code))) for code in whole)
+            total = len(whole)
+        else:
+            # The patterns are prefixes then.
+            known, alone = codes_like(self.store, codes)
+            seen = total = int(known.sum())
         if not alone:
+            return "the store rolled codes of the task up together with others"
+        if not seen:
+            return f"0 of {counted(total, 'code')} of the task have a token in the store"
+        return known, seen, total
+
+    @cached_property
+    def outcome_time(self) -> np.ndarray | None:
+        """First code of the task in each example's record, int64 microseconds; `STATIC_TIME` for one without a date.
+
+        The largest int64 where there is none; None where `outcome_codes` gives none.
+        """
+        if isinstance(self.outcome_codes, str):
             return None
-        wanted = np.append(known, False)[vocabulary.base_ids]
+        wanted = np.append(self.outcome_codes[0], False)[self.store.vocabulary.base_ids]
         never = np.iinfo(np.int64).max
         found = np.full(len(self.subject_id), never, dtype=np.int64)
         for labels in self.splits:
@@ -227,6 +244,11 @@ class AuditData:
 def _kind(labels: pl.DataFrame, manifest: dict[str, Any]) -> str:
     filled = [column for column in _KINDS.values() if labels[column].null_count() < len(labels)]
     stated = manifest.get("kind")
+    if stated is not None and not isinstance(stated, str):
+        raise LabelError(
+            "kind of the labels' manifest is no name", got=str(stated)[:40], expected=", ".join(_KINDS),
+            remedy="correct the manifest",
+        )  # fmt: skip
     if stated in _KINDS:
         needed = {_KINDS[stated], *(["float_value"] if stated == "survival" else [])}
         if incomplete := sorted(column for column in needed if labels[column].null_count()):
@@ -239,6 +261,19 @@ def _kind(labels: pl.DataFrame, manifest: dict[str, Any]) -> str:
         return "other"
     kinds = [kind for kind, column in _KINDS.items() if filled == [column] and not labels[column].null_count()]
     return kinds[0] if kinds else "other"
+
+
+def _durations(labels: pl.DataFrame) -> np.ndarray:
+    days = labels["float_value"].cast(pl.Float64).to_numpy()
+    wrong = np.flatnonzero(~(np.isfinite(days) & (days > 0)))
+    if len(wrong):
+        raise LabelError(
+            "durations of a survival task are no lengths of time",
+            got=f"{len(wrong):,} of {len(days):,}, first {days[wrong[0]]:g}, of subject "
+            f"{labels['subject_id'][int(wrong[0])]}",
+            expected="days since the prediction time, above 0", remedy="correct or leave out those rows",
+        )  # fmt: skip
+    return days
 
 
 def _positives(labels: pl.DataFrame, kind: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Checks of the data behind the labels: dates, units, and whether the splits are drawn alike."""
+"""Checks of the data behind the labels: dates, and whether the splits are drawn alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from ehrsequencing.data.schema import DAYS_PER_YEAR, KINDS, MICROSECONDS_PER_DAY, SPLITS, STATIC_TIME, kind_of_code
+from ehrsequencing.data.schema import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, SPLITS, STATIC_TIME
 from ehrsequencing.tasks.audit_data import AuditData, Finding, SplitLabels, counted, presence, sample, some
 
 EARLIEST = datetime.date(1900, 1, 1)
@@ -17,9 +17,11 @@ SHIFTED_SHARE = 0.5
 """Where this share of subjects have events in the future, the dates were shifted on purpose."""
 RESULTS_DAYS = 90
 """Results come in after death, cultures for weeks; no event of a life is that late."""
-LONE_SHARE, SILENCE_DAYS = 0.001, 365
-UNIT_FACTOR, UNIT_SHARE, UNIT_VALUES = 1.8, 0.01, 20
-HOLE_FACTOR = 3.0
+LONE_SHARE, SILENCE_DAYS, EARLY_SILENCE_DAYS = 0.001, 365, 5 * 365
+PLACEHOLDERS = (datetime.date(1900, 1, 1), datetime.date(1970, 1, 1))
+"""Days that programs write for no date."""
+AROUND_DAYS = 60
+RATE_FACTOR = 1.25
 SHIFT_AUROC, SHIFT_AUROC_ERROR = 0.55, 0.65
 SHIFT_SMD, SHIFT_SMD_ERROR = 0.3, 0.6
 TIME_DISTANCE = 0.25
@@ -33,7 +35,7 @@ _DAY = MICROSECONDS_PER_DAY
 def dates(data: AuditData) -> list[Finding] | str:
     """Events before 1900, before birth, after death, after the dataset's end or in the future."""
     bounds = [_bounds(labels) for labels in data.splits]
-    owner, first, last, birth, death, end = (np.concatenate([part[place] for part in bounds]) for place in range(6))
+    owner, first, second, last, birth, death, end = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
     found = []
     if not len(owner):
         return "no dated event"
@@ -53,9 +55,17 @@ def dates(data: AuditData) -> list[Finding] | str:
         found.append(Finding("dates", "warning", what, got, "dates as they were", some(owner[future])))
     else:
         faults.append((future & ~beyond, "error", "in the future", "dates up to today"))
+        early, late = _lone(data)
         if not len(stated):
-            lone = _lone(data)
-            faults.append((lone <= last, "warning", f"after {SILENCE_DAYS} days without any event of anybody", "none"))
+            faults.append((late <= last, "warning", f"after {SILENCE_DAYS} days without any event of anybody", "none"))
+        before = (first <= early) & (first >= _microseconds(EARLIEST))
+        # What happens on the day of birth has every reason to come first.
+        before &= (birth == STATIC_TIME) | (first >= birth + _DAY)
+        where = f"before {EARLY_SILENCE_DAYS} days without any event of anybody"
+        faults.append((before, "warning", where, "none"))
+        for day in PLACEHOLDERS:
+            held = _held_by_placeholder(first, second, _microseconds(day)) & ~before
+            faults.append((held, "warning", f"at midnight of {day}, and no others for a year", "a date, or none"))
     for wrong, severity, where, expected in faults:
         if wrong.any():
             got = f"events of {counted(int(wrong.sum()), 'subject')} of {len(owner):,}"
@@ -89,7 +99,7 @@ def _after_death(data: AuditData, owner: np.ndarray, last: np.ndarray, death: np
 
 
 def _bounds(labels: SplitLabels) -> tuple[np.ndarray, ...]:
-    """Subject, first and last dated event, birth, death and end of observation of every subject with a dated event."""
+    """Subject, first, next later and last dated event, birth, death and end of observation of who has a dated event."""
     split = labels.split
     every = np.arange(len(split))
     static = np.add.reduceat(split.time == STATIC_TIME, split.offsets[:-1]) if len(split.time) else every * 0
@@ -98,97 +108,43 @@ def _bounds(labels: SplitLabels) -> tuple[np.ndarray, ...]:
     rows = split.offsets[:-1] + static
     ends = split.observation_end if split.observation_end is not None else np.full(len(split), STATIC_TIME)
     first, last = split.time[rows[has]], split.time[split.offsets[1:][has] - 1]
-    return split.subject_id[has], first, last, split.birth_time[has], split.death_time[has], ends[has]
+    later = np.flatnonzero(np.r_[False, split.time[1:] != split.time[:-1]])
+    later = np.append(later, 0)[np.searchsorted(later, rows[has], side="right")]
+    second = np.where((later > rows[has]) & (later < split.offsets[1:][has]), split.time[later], first)
+    return split.subject_id[has], first, second, last, split.birth_time[has], split.death_time[has], ends[has]
 
 
-def _lone(data: AuditData) -> int:
-    """Where the last events begin that follow a long silence: a few in all, else the largest int64."""
+def _lone(data: AuditData) -> tuple[int, int]:
+    """Where the first events end that come before a long silence, and the last begin that follow one: a few in all.
+
+    The ends of int64 where there are none.
+    """
     time = np.sort(np.concatenate([labels.split.time[labels.split.time > STATIC_TIME] for labels in data.splits]))
-    tail = time[-(int(LONE_SHARE * len(time)) + 1) :]
-    silence = np.flatnonzero(np.diff(tail) >= SILENCE_DAYS * _DAY)
-    return int(tail[silence[0] + 1]) if len(silence) else int(np.iinfo(np.int64).max)
+    few = int(LONE_SHARE * len(time)) + 1
+    head, tail = time[: few + 1], time[-few:]
+    before = np.flatnonzero(np.diff(head) >= EARLY_SILENCE_DAYS * _DAY)
+    after = np.flatnonzero(np.diff(tail) >= SILENCE_DAYS * _DAY)
+    ends = np.iinfo(np.int64)
+    return int(head[before[-1]]) if len(before) else ends.min, int(tail[after[0] + 1]) if len(after) else ends.max
+
+
+def _held_by_placeholder(first: np.ndarray, second: np.ndarray, midnight: int) -> np.ndarray:
+    """Whose record begins at a placeholder and goes on a year later; nobody where that may be by chance, bool.
+
+    Records that count their time from the placeholder go on soon, and old ones begin on the days around it too.
+    """
+    begins = first == midnight
+    held = begins & (second - first >= SILENCE_DAYS * _DAY)
+    around = (np.abs(first - midnight) <= AROUND_DAYS * _DAY) & ~begins
+    return held & (2 * held.sum() >= begins.sum()) & (held.sum() > around.sum())
 
 
 def _microseconds(day: datetime.date) -> int:
     return (day - datetime.date(1970, 1, 1)).days * _DAY
 
 
-def units(data: AuditData) -> list[Finding] | str:
-    """Two units of one code whose values differ by a factor, and one unit whose values fall in two groups."""
-    values = data.store.values
-    if not len(values):
-        return "no numeric value"
-    vocabulary = data.store.vocabulary
-    coded = vocabulary.base_ids >= 0
-    kinds = {
-        vocabulary.base_codes[code]: KINDS[kind]
-        for code, kind in zip(vocabulary.base_ids[coded].tolist(), vocabulary.kinds[coded].tolist(), strict=True)
-    }
-    found = []
-    rows_of: dict[str, list[int]] = {}
-    for row, code in enumerate(values.codes):
-        rows_of.setdefault(code, []).append(row)
-    for code, rows in rows_of.items():
-        usual = max(rows, key=lambda row: int(values.n[row]))
-        for row in rows:
-            factor = _factor(values.grid[usual], values.grid[row])
-            if row == usual or values.n[row] < UNIT_VALUES or not factor:
-                continue
-            # The doses of a drug are stated by its form (mL, bag, tablet): other quantities, not other units of one.
-            mixed = values.n[row] >= UNIT_SHARE * values.n[rows].sum() and kinds.get(code, kind_of_code(code)) != "drug"
-            found.append(
-                Finding(
-                    "units", "error" if mixed else "warning", f"{code} mixes units of different scale",
-                    f"{_unit(values.units[usual])} with median {values.grid[usual, 50]:g} ({values.n[usual]:,} values) "
-                    f"and {_unit(values.units[row])} with {values.grid[row, 50]:g} ({values.n[row]:,})",
-                    f"one unit, or quartiles within a factor of {UNIT_FACTOR}",
-                )
-            )  # fmt: skip
-    for row, code in enumerate(values.codes):
-        hole = _hole(values.grid[row]) if values.n[row] >= 10 * UNIT_VALUES else None
-        if hole:
-            found.append(
-                Finding(
-                    "units", "warning", f"{code} in {_unit(values.units[row])} has two groups of values",
-                    f"none of {values.n[row]:,} between {hole[0]:g} and {hole[1]:g}", "one unit",
-                )
-            )  # fmt: skip
-    return found
-
-
-def _unit(unit: str) -> str:
-    return unit or "no unit"
-
-
-def _factor(usual: np.ndarray, other: np.ndarray) -> bool:
-    """Whether all three quartiles differ by a factor in the same direction."""
-    a, b = usual[[25, 50, 75]].astype(np.float64), other[[25, 50, 75]].astype(np.float64)
-    if (a <= 0).any() or (b <= 0).any():
-        return False
-    ratio = b / a
-    return bool((ratio >= UNIT_FACTOR).all() or (ratio <= 1 / UNIT_FACTOR).all())
-
-
-def _hole(grid: np.ndarray) -> tuple[float, float] | None:
-    """Two neighbouring percentiles that differ by a factor, with many distinct values on both sides.
-
-    The groups must differ by more than each spreads, as one quantity in two units does and a skewed one does not.
-    """
-    grid = grid.astype(np.float64)
-    if grid[0] <= 0:
-        return None
-    ratio = grid[6:95] / grid[5:94]
-    place = int(np.argmax(ratio)) + 5
-    low, high = grid[: place + 1], grid[place + 1 :]
-    distinct = min(len(np.unique(low)) / len(low), len(np.unique(high)) / len(high))
-    if ratio.max() < HOLE_FACTOR or distinct < 0.5 or min(len(low), len(high)) < 5:
-        return None
-    spread = max(np.quantile(side, 0.9) / np.quantile(side, 0.1) for side in (low, high))
-    return (float(low[-1]), float(high[0])) if np.median(high) / np.median(low) > spread else None
-
-
 def shift(data: AuditData) -> list[Finding] | str:
-    """Whether train can be told from tuning or held-out by what a model is fed; labels are not read."""
+    """Whether train can be told from tuning or held-out by what a model is fed, or by how many are positive."""
     train = _one_per_subject(data.splits[0])
     if len(train) < _LEAST_SUBJECTS:
         return "train has too few subjects"
@@ -204,7 +160,33 @@ def shift(data: AuditData) -> list[Finding] | str:
         finding = _compare(data, labels, train, chosen, base, other)
         if finding is not None:
             found.append(finding)
+        found += _rates(data, labels)
     return found if found or len(skipped) < len(SPLITS) - 1 else "tuning and held-out have too few subjects"
+
+
+def _rates(data: AuditData, labels: SplitLabels) -> list[Finding]:
+    """Shares of positives that differ by more than chance between subjects."""
+    if not data.categories:
+        return []
+    positive = data.positive.max(axis=0).toarray().ravel() > 0
+    shares, variances = [], []
+    every = positive[np.concatenate([data.splits[0].example, labels.example])].mean()
+    for side in (data.splits[0], labels):
+        share, (_, owner) = positive[side.example].mean(), np.unique(side.index, return_inverse=True)
+        residual = np.bincount(owner, positive[side.example] - share)
+        shares.append(float(share))
+        variances.append(max((residual**2).sum() / len(side) ** 2, every * (1 - every) / len(residual)))
+    low, high = min(shares), max(shares)
+    if high < RATE_FACTOR * low or high - low <= -ndtri(_ALPHA / 2) * np.sqrt(sum(variances)):
+        return []
+    return [
+        Finding(
+            "shift", "warning", f"train and {labels.name} have different shares of positives",
+            f"{shares[0]:.1%} of {counted(len(data.splits[0]), 'label')} in train, {shares[1]:.1%} of "
+            f"{len(labels):,} in {labels.name}",
+            f"shares within chance, or within a factor of {RATE_FACTOR}",
+        )
+    ]  # fmt: skip
 
 
 def _one_per_subject(labels: SplitLabels) -> np.ndarray:

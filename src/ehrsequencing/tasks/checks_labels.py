@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ehrsequencing.data.labels import horizon_of
 from ehrsequencing.data.schema import MICROSECONDS_PER_DAY, STATIC_TIME
 from ehrsequencing.data.store import SplitStore
 from ehrsequencing.tasks.audit_data import AuditData, Finding, SplitLabels, counted, some
@@ -14,7 +15,10 @@ WINDOW = "(prediction time, prediction time +"
 """How `window` of a label manifest begins where it ends a number of days after the prediction time."""
 _ROUNDING_US = 5 * 60 * 1_000_000
 """Durations are float32 days: a century is right to three minutes."""
-_TWIN_EVENTS = 20
+TWIN_EVENTS, TWIN_TIMES = 10, 3
+"""Different events of a record that no two subjects share by chance, and times from which on it may be shifted."""
+TWIN_SHARE = 0.01
+"""This share of a split must be found again in another for an error."""
 
 
 def follow_up(data: AuditData) -> list[Finding] | str:
@@ -24,9 +28,7 @@ def follow_up(data: AuditData) -> list[Finding] | str:
     """
     if data.manifest.get("follow_up") == FOLLOW_UP_ELSEWHERE:
         return "the labels' source followed the subjects beyond the events in the store"
-    horizon = data.manifest.get("horizon_days")
-    if isinstance(horizon, bool) or not isinstance(horizon, int | float):
-        horizon = None
+    horizon = horizon_of(data.manifest)
     if data.kind != "survival" and horizon is None:
         return "the labels' manifest states no horizon_days"
     if data.kind == "other":
@@ -129,6 +131,18 @@ def split_overlap(data: AuditData) -> list[Finding] | str:
                     counted(len(shared), "subject"), "each subject in one split", some(shared),
                 )
             )  # fmt: skip
+    placed = np.unique(np.concatenate([labels.example for labels in data.splits]))
+    if strange := len(data.subject_id) - len(placed):
+        subjects = np.delete(data.subject_id, placed)
+        found.append(
+            Finding(
+                "split-overlap", "error" if strange > len(data.subject_id) / 2 else "warning",
+                "labels are of subjects that are in no split of the store",
+                f"{strange:,} of {counted(len(data.subject_id), 'label')}, of "
+                f"{counted(len(np.unique(subjects)), 'subject')}",
+                "labels and store of one dataset", some(subjects),
+            )
+        )  # fmt: skip
     prints = {labels.name: _fingerprints(labels.split) for labels in data.splits}
     for a, b in pairs:
         _, ours, theirs = np.intersect1d(prints[a.name][1], prints[b.name][1], return_indices=True)
@@ -137,9 +151,11 @@ def split_overlap(data: AuditData) -> list[Finding] | str:
         if twins.any():
             found.append(
                 Finding(
-                    "split-overlap", "warning", f"subjects of {b.name} have the very record of one of {a.name}",
-                    f"{counted(int(twins.sum()), 'subject')} (first: {other[twins][0]} is like {one[twins][0]})",
-                    f"no two records of {_TWIN_EVENTS} or more dated events alike in codes, times and values",
+                    "split-overlap", "error" if twins.sum() >= TWIN_SHARE * len(b.split) else "warning",
+                    f"subjects of {b.name} have the very record of one of {a.name}",
+                    f"{int(twins.sum()):,} of {counted(len(b.split), 'subject')} (first: {other[twins][0]} is like "
+                    f"{one[twins][0]})",
+                    f"no two records of {TWIN_EVENTS} or more different events alike in codes, values and days between",
                     some(other[twins]),
                 )
             )  # fmt: skip
@@ -147,15 +163,26 @@ def split_overlap(data: AuditData) -> list[Finding] | str:
 
 
 def _fingerprints(split: SplitStore) -> tuple[np.ndarray, np.ndarray]:
-    """Subjects with `_TWIN_EVENTS` dated events or more, and a 64-bit hash of their dated events."""
-    dated = split.time > STATIC_TIME
-    value = np.nan_to_num(split.value, nan=-1.0).astype(np.float32).view(np.uint32).astype(np.uint64)
-    mixed = _mix(split.time.view(np.uint64) ^ _mix((split.code.astype(np.uint64) << np.uint64(32)) | value))
+    """Subjects with `TWIN_EVENTS` different events or more, and a 64-bit hash of their dated events.
+
+    Times count from the first where there are `TWIN_TIMES` of them, so that a shifted record is still the same.
+    """
+    rows = np.flatnonzero(split.time > STATIC_TIME)
+    owner = np.searchsorted(split.offsets, rows, side="right") - 1
+    time, value = split.time[rows], np.nan_to_num(split.value[rows], nan=-1.0).astype(np.float32)
+    fresh = np.r_[True, owner[1:] != owner[:-1]] if len(rows) else np.zeros(0, dtype=bool)
+    moved = fresh | np.r_[False, time[1:] != time[:-1]] if len(rows) else fresh
+    begin = np.zeros(len(split), dtype=np.int64)
+    begin[owner[fresh]] = time[fresh]
+    begin[np.bincount(owner[moved], minlength=len(split)) < TWIN_TIMES] = 0
+    event = _mix((split.code[rows].astype(np.uint64) << np.uint64(32)) | value.view(np.uint32).astype(np.uint64))
+    mixed = _mix((time - begin[owner]).view(np.uint64) ^ event)
     # Sums of mixed words, so that the order within an instant does not matter.
-    totals = np.concatenate([[np.uint64(0)], np.cumsum(np.where(dated, mixed, np.uint64(0)), dtype=np.uint64)])
-    events = np.concatenate([[0], np.cumsum(dated)])
-    long = events[split.offsets[1:]] - events[split.offsets[:-1]] >= _TWIN_EVENTS
-    return split.subject_id[long], (totals[split.offsets[1:]] - totals[split.offsets[:-1]])[long]
+    totals = np.zeros(len(split), dtype=np.uint64)
+    np.add.at(totals, owner, mixed)
+    different = np.unique(_mix(event + owner.astype(np.uint64)), return_index=True)[1]
+    long = np.bincount(owner[different], minlength=len(split)) >= TWIN_EVENTS
+    return split.subject_id[long], totals[long]
 
 
 def _mix(words: np.ndarray) -> np.ndarray:
@@ -167,20 +194,28 @@ def _mix(words: np.ndarray) -> np.ndarray:
 
 def prevalent(data: AuditData) -> list[Finding] | str:
     """A first occurrence cannot be predicted for those who have had it."""
-    first = data.outcome_time
-    if first is None or data.kind not in ("binary", "survival"):
-        return "no task of a first code (`codes` in the labels' manifest)"
+    codes, first = data.outcome_codes, data.outcome_time
+    if isinstance(codes, str) or first is None:
+        return str(codes)
+    _, seen, total = codes
+    unseen = [
+        Finding(
+            "prevalent", "note", "codes of the task without a token cannot be seen", f"{total - seen:,} of {total:,}",
+            "a token for each",
+        )
+    ] * (total > seen)  # fmt: skip
     before = [labels.example[first[labels.example] <= labels.until] for labels in data.splits]
     bad = np.concatenate(before)
     if not len(bad):
-        return []
+        return unseen
     positive = int(data.positive[:, bad].max(axis=0).sum())
-    codes = ", ".join(map(str, data.manifest["codes"]))
+    patterns = ", ".join(map(str, data.manifest["codes"]))
     return [
+        *unseen,
         Finding(
-            "prevalent", "error", f"subjects have a code of the task ({codes}) at or before the prediction time",
+            "prevalent", "error", f"subjects have a code of the task ({patterns}) at or before the prediction time",
             f"{counted(len(bad), 'label')} of {len(np.unique(data.subject_id[bad])):,} subjects, {positive:,} of them "
             "positive",
             "prevalent cases left out of a task of onset", some(data.subject_id[bad]),
-        )
+        ),
     ]  # fmt: skip

@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from ehrsequencing.data.schema import KINDS, MICROSECONDS_PER_DAY, STATIC_TIME
+from ehrsequencing.data.store import SplitStore
 from ehrsequencing.tasks.audit_data import MOST_CATEGORIES, AuditData, Finding, counted, some, wilson, worst_first
+from ehrsequencing.tasks.stays import STAY_CODES
 
 CERTAIN, STRONG = 0.8, 0.6
 """Youden's J (sensitivity + specificity - 1) of one number or token alone from which it is a leak, or stated."""
 LOWER_SHARE = 0.6
 """The lower end of its interval must reach this share of the threshold."""
 ATOM_DIFFERENCE = 0.5
+LAST_SHARE = 0.95
+"""Where so many negatives are asked at the last event of their record, they were chosen by what did not follow."""
 _LEAST_SUBJECTS = 10
 _LEAST_LEADS = 20
 _QUANTILES = 33
@@ -59,13 +63,15 @@ def windows(data: AuditData) -> list[Finding] | str:
     numbers = _window_numbers(data)
     half = np.unique(data.subject_id[example], return_inverse=True)[1] % 2
     found = []
-    for category, positive in _groups(data, example):
-        subjects = np.array([len(np.unique(data.subject_id[example[positive == side]])) for side in (True, False)])
-        if subjects.min() < _LEAST_SUBJECTS:
-            continue
+    for category, who in _groups(data, example):
         named = f" of {category}" if category else ""
-        for name, values in numbers.items():
-            strength, lower = _told_by(values, positive, half, subjects)
+        for name, every in numbers.items():
+            here = np.isfinite(every)
+            values, positive, owner = every[here], who[here], example[here]
+            subjects = np.array([len(np.unique(data.subject_id[owner[positive == side]])) for side in (True, False)])
+            if subjects.min() < _LEAST_SUBJECTS:
+                continue
+            strength, lower = _told_by(values, positive, half[here], subjects)
             severity = _severity(strength, lower)
             if severity:
                 middle = [np.median(values[positive == side]) for side in (True, False)]
@@ -75,15 +81,19 @@ def windows(data: AuditData) -> list[Finding] | str:
                         f"J {strength:.2f} on other subjects (median {_number(middle[0])} of positives, "
                         f"{_number(middle[1])} of the others)",
                         f"below {CERTAIN if severity == 'error' else STRONG}: windows cut by one rule for all",
-                        some(data.subject_id[example[positive]]),
+                        some(data.subject_id[owner[positive]]),
                     )
                 )  # fmt: skip
-        found += _atoms(data, example, numbers[_GAP], positive, subjects, named)
-    found += _leads(data)
+            if name in _EXACT:
+                found += _atoms(data, owner, values, positive, subjects, _EXACT[name], named)
+    found += _leads(data) + _at_the_end(data)
     return worst_first(found)
 
 
 _GAP = "days from the last event to the prediction time"
+_STAY = "days from the admission to the prediction time"
+_EXACT = {_GAP: "its last event", _STAY: "its admission"}
+"""Numbers whose exact values are compared, and from what they count."""
 
 
 def _window_numbers(data: AuditData) -> dict[str, np.ndarray]:
@@ -98,6 +108,7 @@ def _window_numbers(data: AuditData) -> dict[str, np.ndarray]:
         days = {
             "days of history": np.where(has, labels.until - first, -MICROSECONDS_PER_DAY) / MICROSECONDS_PER_DAY,
             _GAP: np.where(has, labels.until - last, -MICROSECONDS_PER_DAY) / MICROSECONDS_PER_DAY,
+            _STAY: _since_admission(data, split, dated, stop, labels.until) / MICROSECONDS_PER_DAY,
             "number of visits": np.where(has, split.visit[np.maximum(stop - 1, 0)] + 1, 0),
             "number of events": stop - start,
             "date of the prediction": labels.until / MICROSECONDS_PER_DAY,
@@ -105,6 +116,39 @@ def _window_numbers(data: AuditData) -> dict[str, np.ndarray]:
         for name, values in days.items():
             parts.setdefault(name, []).append(values.astype(np.float64))
     return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _since_admission(
+    data: AuditData, split: SplitStore, dated: np.ndarray, stop: np.ndarray, until: np.ndarray
+) -> np.ndarray:
+    """Microseconds from the admission, float64, of those who are in a stay; NaN for others.
+
+    Where the store has no code of an admission, from the beginning of the last event's visit, unless that is now.
+    """
+    admitted, discharged = (
+        _coded(data, [code for family in STAY_CODES for code in getattr(family, side)])[split.code]
+        for side in ("admission", "discharge")
+    )
+    rows = np.arange(len(split.code))
+    if admitted.any():
+        begin = np.r_[-1, np.maximum.accumulate(np.where(admitted, rows, -1))][stop]
+        end = np.r_[-1, np.maximum.accumulate(np.where(discharged, rows, -1))][stop]
+        inside = (begin >= dated) & (begin > end)
+    else:
+        owner = np.repeat(np.arange(len(split)), split.lengths)
+        visit = owner * (np.int64(1) << 32) + split.visit
+        known, first = np.unique(visit, return_index=True)
+        begin = first[np.searchsorted(known, visit[np.maximum(stop - 1, 0)])] if len(rows) else stop - 1
+        inside = stop > dated
+    since = np.where(inside, until - split.time[begin], 0) if len(rows) else np.zeros(len(stop))
+    return np.where(inside & (admitted.any() | (since > 0)), since, np.nan)
+
+
+def _coded(data: AuditData, codes: list[str]) -> np.ndarray:
+    """Bool [tokens]: the code, or what follows it after `//`, is one of these."""
+    names = data.store.vocabulary.base_codes
+    known = [name in codes or name.startswith(tuple(f"{code}//" for code in codes)) for name in names]
+    return np.append(np.array(known, dtype=bool), False)[data.store.vocabulary.base_ids]
 
 
 def _groups(data: AuditData, example: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -149,7 +193,13 @@ def _severity(strength: float, lower: float) -> str | None:
 
 
 def _atoms(
-    data: AuditData, example: np.ndarray, gap: np.ndarray, positive: np.ndarray, subjects: np.ndarray, named: str
+    data: AuditData,
+    example: np.ndarray,
+    gap: np.ndarray,
+    positive: np.ndarray,
+    subjects: np.ndarray,
+    since: str,
+    named: str,
 ) -> list[Finding]:
     """An exact gap that one class shares and the other does not."""
     value, place = np.unique(gap, return_inverse=True)
@@ -165,7 +215,7 @@ def _atoms(
     of, others = shares[:, atom]
     return [
         Finding(
-            "windows", "error", f"one class shares an exact gap between its last event and the prediction time{named}",
+            "windows", "error", f"one class shares an exact gap between {since} and the prediction time{named}",
             f"{_number(value[atom])} days in {of:.0%} of positives and {others:.0%} of the others",
             f"shares that differ by less than {ATOM_DIFFERENCE:.0%}: prediction times set without knowing the outcome",
             some(data.subject_id[example[one & (place == atom)]]),
@@ -201,6 +251,30 @@ def _leads(data: AuditData) -> list[Finding]:
             "windows", "error", "prediction times of positives are counted back from the outcome",
             f"{counts[atom]:,} of {len(lead):,} exactly {_number(value[atom] / MICROSECONDS_PER_DAY)} days before it",
             "prediction times set without knowing the outcome", some(data.subject_id[owner[lead == value[atom]]]),
+        )
+    ]  # fmt: skip
+
+
+def _at_the_end(data: AuditData) -> list[Finding]:
+    """Controls asked where their record ends, and cases before: the absence of all events chose the time."""
+    if data.kind != "binary":
+        return []
+    last, positive, subjects = [], [], []
+    for labels in data.fitted:
+        last.append(labels.history[2] == labels.split.offsets[1:][labels.index])
+        positive.append(data.positive[[0]].toarray()[0][labels.example] > 0)
+        subjects.append(data.subject_id[labels.example])
+    at_last, case, owner = map(np.concatenate, (last, positive, subjects))
+    if min(len(np.unique(owner[case])), len(np.unique(owner[~case]))) < _LEAST_SUBJECTS:
+        return []
+    of, others = at_last[case].mean(), at_last[~case].mean()
+    if others < LAST_SHARE or others - of < ATOM_DIFFERENCE:
+        return []
+    return [
+        Finding(
+            "windows", "warning", "negatives are asked at the last event of their record",
+            f"{others:.0%} of negatives and {of:.0%} of positives",
+            "prediction times set without knowing what follows, and follow-up after them", some(owner[~case & at_last]),
         )
     ]  # fmt: skip
 

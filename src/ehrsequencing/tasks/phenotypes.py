@@ -54,7 +54,7 @@ def read_phenotypes(source: str) -> Phenotypes:
     content = path.read_bytes()
     try:
         document = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except (ValueError, RecursionError) as problem:
         raise ConfigError(f"{source} is not readable TOML", got=str(problem).splitlines()[0]) from None
     tables = document.get("phenotype")
     extra = sorted(set(document) - {"phenotype", "horizon_days"})

@@ -9,6 +9,7 @@ import polars as pl
 
 from ehrsequencing.data.calendar import dates_note
 from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.data.labels import horizon_of
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.errors import ConfigError, LabelError
 
@@ -74,7 +75,7 @@ def split_by_time(
             "testing would begin before training ends", got=f"{test_after.date()} before {train_before.date()}",
             expected="--test-after on or after --train-before",
         )  # fmt: skip
-    stated = manifest.get("horizon_days")
+    stated = horizon_of(manifest)
     horizon = stated if horizon_days is None else horizon_days
     if not isinstance(horizon, int) or horizon < 0:
         raise ConfigError(

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
@@ -325,6 +327,38 @@ def test_what_an_oracle_cannot_tell_is_refused(dataset, heart_failure, tmp_path)
     random = MedsDataset.open(synthesise(tmp_path / "random", subjects=20, mode="random", workers=1))
     with pytest.raises(DataError, match="has no oracle"):
         oracle_frame(random, labels, manifest)
+    unmarked = {name: entry for name, entry in dataset.manifest.items() if name != "fingerprint"}
+    with pytest.raises(DataError, match="another release .* got release 3 without a fingerprint of its records"):
+        oracle_frame(MedsDataset(dataset.path, unmarked, {}), labels, manifest)
     old = MedsDataset(dataset.path, dataset.manifest | {"model": {"release": 1}}, {})
     with pytest.raises(DataError, match="another release"):
         oracle_frame(old, labels, manifest)
+
+
+def test_records_that_were_changed_have_no_oracle(dataset, heart_failure, tmp_path):
+    labels, manifest = heart_failure
+    row = labels.head(1)
+
+    def copied(name, change):
+        folder = shutil.copytree(dataset.path, tmp_path / name)
+        change(folder / "data" / "train" / "0.parquet")
+        return MedsDataset.open(folder)
+
+    def recoded(file):
+        diagnosis = pl.col("code").str.starts_with("ICD")
+        codes = pl.when(diagnosis).then(pl.lit("ICD10CM//I10")).otherwise("code").alias("code")
+        pl.read_parquet(file).with_columns(codes).write_parquet(file)
+
+    def extended(file):
+        stranger = pl.read_parquet(file).head(3).with_columns(subject_id=pl.lit(10**15, dtype=pl.Int64))
+        stranger.write_parquet(file.with_name("1.parquet"))
+        table = file.parents[2] / "metadata" / "subject_splits.parquet"
+        known = pl.read_parquet(table)
+        new = pl.DataFrame({"subject_id": [10**15], "split": ["train"]}, schema=known.schema)
+        pl.concat([known, new]).write_parquet(table)
+
+    same = oracle_frame(copied("same", lambda file: None), row, manifest, futures=1, workers=1, cache=False)
+    assert len(same) == 1
+    for name, change in (("recoded", recoded), ("extended", extended)):
+        with pytest.raises(DataError, match="are not those that were made; got fingerprint .* Remedy: make"):
+            oracle_frame(copied(name, change), row, manifest, futures=1, workers=1)

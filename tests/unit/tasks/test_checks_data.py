@@ -9,7 +9,8 @@ from scipy import sparse
 
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.schema import SPLITS, STATIC_TIME
-from ehrsequencing.tasks.checks_data import SHIFT_AUROC_ERROR, shift, told_apart, units
+from ehrsequencing.tasks.checks_data import SHIFT_AUROC_ERROR, shift, told_apart
+from ehrsequencing.tasks.checks_units import units
 
 # dates
 
@@ -46,7 +47,8 @@ def test_events_before_1900(clean, tmp_path):
     assert (finding.what, finding.got, finding.subjects) == (
         "events lie before 1900", "events of 1 subject of 1,000", (named,),
     )  # fmt: skip
-    assert dated(clean, tmp_path / "near", "first", 3, micros(1900, 1, 1), **undated(clean)).found("dates") == []
+    near = dated(clean, tmp_path / "near", "first", 3, micros(1900, 1, 1), **undated(clean)).only("dates", "warning")
+    assert near.what == "events lie before 1825 days without any event of anybody"
 
 
 def test_events_before_birth(clean, tmp_path):
@@ -115,6 +117,38 @@ def test_events_in_the_future_and_lone_ones(clean, tmp_path):
         dated(world, tmp_path / "lone", "last", 3, lone).only("dates", "warning").got == "events of 1 subject of 1,000"
     )
     assert dated(world, tmp_path / "late", "last", 3, lone - DAY).found("dates") == []
+
+
+def test_lone_events_at_the_start(clean, tmp_path):
+    begin = min(int(clean.store.split(name).time[clean.store.split(name).visit >= 0].min()) for name in SPLITS)
+    days = 5 * 365 * DAY
+    assert dated(clean, tmp_path / "near", "first", 3, begin - days + DAY, **undated(clean)).found("dates") == []
+    finding = dated(clean, tmp_path / "fault", "first", 3, begin - days - DAY, **undated(clean)).only(
+        "dates", "warning"
+    )
+    assert finding.got == "events of 1 subject of 1,000"
+
+
+@pytest.mark.parametrize(("day", "found"), [((1970, 1, 1), 1), ((1971, 3, 1), 0)])
+def test_a_placeholder_for_no_date(clean, tmp_path, day, found):
+    """Every fifth record begins on one day, and others on any day of half a century."""
+    store, first, _ = first_and_last(clean)
+    time = np.array(store.time)
+    time[first[::5]] = micros(*day)
+    time[first[1::5]] = np.linspace(micros(1961, 1, 1), micros(2011, 1, 1), len(first[1::5])).astype(np.int64)
+    findings = clean.tampered(tmp_path / "store", "train", time=time, **undated(clean)).found("dates")
+    assert [finding.severity for finding in findings] == ["warning"] * found
+    for finding in findings:
+        assert finding.what == "events lie at midnight of 1970-01-01, and no others for a year"
+        assert finding.got == f"events of {len(first[::5])} subjects of 1,000"
+
+
+def test_records_that_count_from_a_placeholder(clean, tmp_path):
+    store, first, _ = first_and_last(clean)
+    begin = np.repeat(store.time[first], store.lengths)
+    time = np.where(store.time > STATIC_TIME, store.time - begin, store.time)
+    world = clean.tampered(tmp_path / "store", "train", time=time, **undated(clean))
+    assert not [finding for finding in world.found("dates") if "1970-01-01" in finding.what]
 
 
 def test_shifted_dates_are_named_once(clean, tmp_path):
@@ -192,6 +226,24 @@ def test_two_units_under_one_name(tmp_path):
     assert measured(tmp_path / "doses", {"mg": np.tile([5.0, 10.0, 500.0, 1000.0], 100)}).found("units") == []
 
 
+@pytest.mark.parametrize("factor", [88.4, 1 / 18.02, 1000])
+def test_a_few_values_times_a_factor_under_one_name(tmp_path, factor):
+    mixed = np.concatenate([glucose(1900), glucose(100, factor, 1)])
+    assert "two groups of values" in measured(tmp_path, {"mg/dL": mixed}).only("units", "warning").what
+
+
+def test_pounds_written_as_kilograms(tmp_path):
+    weight = np.exp(np.random.default_rng(0).normal(np.log(75), 0.22, 1000))
+    assert measured(tmp_path / "clean", {"kg": weight}).found("units") == []
+    mixed = np.where(np.random.default_rng(1).random(1000) < 0.3, weight * 2.2046, weight)
+    finding = measured(tmp_path / "mixed", {"kg": mixed}).only("units", "warning")
+    assert finding.what == "LOINC//2345-7 in kg has two groups of values a known factor apart"
+    assert "2.2046 times the others" in finding.got
+    # Heavier people, but not by the factor, and nobody in between missing.
+    wide = np.concatenate([weight, weight[:300] * 1.4])
+    assert measured(tmp_path / "wide", {"kg": wide}).found("units") == []
+
+
 def test_a_store_without_numbers(clean, tmp_path):
     world = measured(tmp_path, {"mg/dL": np.full(40, np.nan)})
     assert units(world.data()) == "no numeric value"
@@ -251,6 +303,20 @@ def test_a_later_split_is_named_as_such(clean, tmp_path):
     finding = world.with_labels(clean.labels.with_columns(prediction_time=later)).only("shift", "warning")
     assert finding.what == "train and held_out are drawn differently: held_out lies later in time"
     assert finding.expected == "a drift that is meant, as in temporal validation"
+
+
+def test_positives_are_oftener_in_one_split(clean):
+    held = clean.store.split("held_out").subject_id
+    drawn = pl.Series(np.random.default_rng(0).random(len(clean.labels)))
+
+    def raised(share):
+        more = pl.col("subject_id").is_in(held.tolist()) & (drawn < share)
+        return clean.with_labels(clean.labels.with_columns(pl.col("boolean_value") | more))
+
+    finding = raised(0.5).only("shift", "warning")
+    assert finding.what == "train and held_out have different shares of positives"
+    assert " in train, " in finding.got
+    assert raised(0.04).found("shift") == []
 
 
 def test_few_subjects_are_not_compared(tmp_path):

@@ -7,6 +7,8 @@ import pytest
 from audit_world import DAY
 
 from ehrsequencing.data.schema import STATIC_TIME
+from ehrsequencing.errors import LabelError
+from ehrsequencing.tasks import checks_labels
 from ehrsequencing.tasks.checks_labels import follow_up, prevalent
 
 # follow-up
@@ -155,7 +157,8 @@ def test_a_subject_in_two_splits(clean, tmp_path):
     shared = train.subject_id[np.searchsorted(train.subject_id, ids[7])]
     ids[7] = shared
     assert (np.diff(ids) > 0).all()
-    finding = clean.tampered(tmp_path / "store", "tuning", subject_id=ids).only("split-overlap")
+    finding = clean.tampered(tmp_path / "store", "tuning", subject_id=ids).found("split-overlap")[0]
+    assert finding.severity == "error"
     assert finding.what == "subjects are in train and in tuning"
     assert (finding.got, finding.subjects) == ("1 subject", (int(shared),))
     assert clean.found("split-overlap") == []
@@ -182,15 +185,60 @@ def copied(clean, folder, **changed):
 
 def test_a_subject_in_two_splits_under_two_numbers(clean, tmp_path):
     world, source, target = copied(clean, tmp_path / "store")
-    finding = world.only("split-overlap", "warning")
-    assert finding.got == f"1 subject (first: {target} is like {source})"
+    subjects = len(clean.store.split("tuning"))
+    finding = world.only("split-overlap", "error" if subjects <= 100 else "warning")
+    assert finding.got == f"1 of {subjects} subjects (first: {target} is like {source})"
 
 
-def test_the_same_codes_on_another_day_are_another_subject(clean, tmp_path):
+def test_a_shifted_record_is_the_same_and_a_stretched_one_another(clean, tmp_path):
     def later(time):
-        return np.where(time > STATIC_TIME, time + DAY, time)
+        return np.where(time > STATIC_TIME, time + 40 * DAY, time)
 
-    assert copied(clean, tmp_path / "store", time=later)[0].found("split-overlap") == []
+    def stretched(time):
+        return np.where(time == time[-1], time + DAY, time)
+
+    world, source, target = copied(clean, tmp_path / "later", time=later)
+    assert f"(first: {target} is like {source})" in world.found("split-overlap")[0].got
+    assert copied(clean, tmp_path / "stretched", time=stretched)[0].found("split-overlap") == []
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.005, "error"), (1.0, "warning")])
+def test_many_copies_are_an_error(clean, tmp_path, monkeypatch, share, severity):
+    monkeypatch.setattr(checks_labels, "TWIN_SHARE", share)
+    copied(clean, tmp_path / "store")[0].only("split-overlap", severity)
+
+
+def test_labels_of_unknown_subjects_are_counted(clean):
+    def strange(share):
+        odd = pl.when(pl.int_range(pl.len()) < share * pl.len()).then(10**15).otherwise(0)
+        return clean.with_labels(clean.labels.with_columns(pl.col("subject_id") + odd))
+
+    finding = strange(0.4).only("split-overlap", "warning")
+    assert finding.what == "labels are of subjects that are in no split of the store"
+    assert finding.got.startswith(f"{np.ceil(0.4 * len(clean.labels)):,.0f} of {len(clean.labels):,} labels, of ")
+    strange(0.6).only("split-overlap", "error")
+
+
+@pytest.mark.parametrize("days", [np.inf, np.nan, -1.0, 0.0])
+def test_durations_that_are_none(clean, days):
+    rows = survival(clean, 0).labels.with_columns(
+        float_value=pl.when(pl.int_range(pl.len()) == 7).then(days).otherwise("float_value").cast(pl.Float32)
+    )
+    with pytest.raises(
+        LabelError, match=r"durations of a survival task are no lengths of time; got 1 of 1,\d{3}, first "
+    ):
+        clean.with_labels(rows, kind="survival").data()
+
+
+@pytest.mark.parametrize("days", [float("nan"), 1e300, 10**30, -1, 10**400])
+def test_horizons_that_are_none(clean, days):
+    with pytest.raises(LabelError, match="horizon_days of the labels' manifest is no length of a window; got "):
+        follow_up(clean.with_labels(clean.labels, horizon_days=days).data())
+
+
+def test_a_kind_that_is_no_name(clean):
+    with pytest.raises(LabelError, match=r"kind of the labels' manifest is no name; got \['binary'\]; expected binary"):
+        clean.with_labels(clean.labels, kind=["binary"]).data()
 
 
 # prevalent cases
@@ -223,7 +271,16 @@ def test_matched_codes_are_whole(clean):
     world = at(clean, subject, onset)
     codes = [code for code in clean.store.vocabulary.base_codes if code.startswith("ICD10CM//E11")]
     assert world.with_labels(world.labels, matched_codes=codes).only("prevalent").subjects == (subject,)
-    assert world.with_labels(world.labels, matched_codes=["ICD10CM//E1"]).found("prevalent") == []
+    none = prevalent(world.with_labels(world.labels, matched_codes=["ICD10CM//E1"]).data())
+    assert none == "0 of 1 code of the task have a token in the store"
+    later = clean.with_labels(clean.labels, matched_codes=[*codes, "ICD10CM//E1"])
+    report = later.audit()
+    (found,) = (result for result in report.results if result.check == "prevalent")
+    assert (found.result, found.lines()[0]) == (
+        "passed", f"note: codes of the task without a token cannot be seen; got 1 of {len(codes) + 1}; "
+        "expected a token for each",
+    )  # fmt: skip
+    assert report.notes() == []
 
 
 @pytest.mark.parametrize("codes", [[], None])

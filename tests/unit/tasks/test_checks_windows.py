@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 from audit_world import DAY
 
 from ehrsequencing.data import sequences
 from ehrsequencing.data.schema import KINDS
+from ehrsequencing.tasks import checks_windows
 
 # input later than the prediction time
 
@@ -70,6 +73,64 @@ def test_an_exact_gap_that_half_of_one_class_shares(clean):
     assert findings[0].what == "one class shares an exact gap between its last event and the prediction time"
     assert findings[0].severity == "error"
     assert findings[0].got.startswith(("0 days in 6", "0 days in 7"))
+
+
+def stays(clean, hours):
+    """Labels `hours(positive)` after every admission of train and tuning, a third of them positive by chance."""
+    random, parts = np.random.default_rng(0), []
+    wanted = np.array([str(token).startswith("VISIT//inpatient") for token in clean.store.vocabulary.tokens])
+    for name in ("train", "tuning", "held_out"):
+        split = clean.store.split(name)
+        row = np.flatnonzero(wanted[split.code])
+        owner = np.searchsorted(split.offsets, row, side="right") - 1
+        positive = random.random(len(row)) < 1 / 3
+        parts.append(
+            pl.DataFrame(
+                {
+                    "subject_id": split.subject_id[owner],
+                    "prediction_time": split.time[row] + (hours(positive) * DAY / 24).astype(np.int64),
+                    "boolean_value": positive,
+                }
+            ).with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
+        )
+    labels = pl.concat([clean.labels.clear(), *parts], how="diagonal")
+    return clean.with_labels(labels.unique(["subject_id", "prediction_time"]), codes=None)
+
+
+def test_a_longer_wait_after_the_admission_for_one_class(clean):
+    findings = stays(clean, lambda positive: np.where(positive, 6, 3)).found("windows")
+    told = [finding.what for finding in findings]
+    assert "the days from the admission to the prediction time alone tells positives from the others" in told
+    assert {finding.severity for finding in findings} == {"error"}
+    assert findings[-1].got.endswith("1 more like it")
+    assert stays(clean, lambda positive: np.full(len(positive), 3)).found("windows") == []
+
+
+def test_stores_without_admissions_count_from_the_visit(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks_windows, "STAY_CODES", ())
+    findings = stays(clean, lambda positive: np.where(positive, 6, 3)).found("windows")
+    assert any("days from the admission" in finding.what for finding in findings)
+    assert stays(clean, lambda positive: np.full(len(positive), 3)).found("windows") == []
+
+
+def test_controls_at_the_very_end_of_their_record(clean):
+    """Without a manifest nothing says how long nobody was seen after it."""
+    last, first = (
+        clean.labels.group_by("subject_id", "boolean_value").agg(getattr(pl.col("prediction_time"), side)())
+        for side in ("max", "min")
+    )
+    ends = pl.concat(
+        pl.DataFrame({"subject_id": split.subject_id, "end": split.time[split.offsets[1:] - 1]})
+        for split in map(clean.store.split, ("train", "tuning", "held_out"))
+    ).with_columns(pl.col("end").cast(pl.Datetime("us")))
+    cases = first.filter("boolean_value")
+    controls = last.filter(~pl.col("boolean_value")).join(ends, on="subject_id").with_columns(prediction_time="end")
+    labels = pl.concat([clean.labels.clear(), pl.concat([cases, controls.drop("end")])], how="diagonal")
+    world = replace(clean.with_labels(labels.unique(["subject_id", "prediction_time"])), manifest={})
+    told = [finding for finding in world.found("windows") if "at the last event of their record" in finding.what]
+    assert told[0].severity == "warning"
+    assert told[0].got.startswith("100% of negatives and ")
+    assert replace(clean, manifest={}).found("windows") == []
 
 
 def test_landmarks_off_the_visits_are_silent_where_both_classes_have_them(clean):

@@ -142,3 +142,11 @@ def test_no_file(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"binary\.toml is not readable TOML"):
         read_phenotypes(str(tmp_path / "binary.toml"))
+
+
+@pytest.mark.parametrize("content", ["x = " + "[" * 9000, "x = " + "9" * 5000])
+def test_toml_that_is_too_deep_or_too_long(tmp_path, content):
+    file = tmp_path / "deep.toml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="deep.toml is not readable TOML; got "):
+        read_phenotypes(str(file))
