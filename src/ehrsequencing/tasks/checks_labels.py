@@ -169,7 +169,7 @@ def prevalent(data: AuditData) -> list[Finding] | str:
     """A first occurrence cannot be predicted for those who have had it."""
     first = data.outcome_time
     if first is None or data.kind not in ("binary", "survival"):
-        return "no task of a first code (`codes` in the labels' manifest)"
+        return "no task of a first code that the store can tell (`codes` in the labels' manifest)"
     before = [labels.example[first[labels.example] <= labels.until] for labels in data.splits]
     bad = np.concatenate(before)
     if not len(bad):
