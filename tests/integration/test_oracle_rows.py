@@ -7,6 +7,7 @@ import pytest
 
 from ehrsequencing.benchmarks.compare import evaluate_run
 from ehrsequencing.benchmarks.oracle import ATTAINABLE, CEILING, oracle_arms
+from ehrsequencing.benchmarks.validation import ValidationOptions
 from ehrsequencing.config import FinetuneConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import read_labels, write_labels
@@ -28,7 +29,10 @@ def judged(world, tmp_path_factory):
     write_labels(labels, *build_labels(MedsDataset.open(world.meds), parse_task("onset:ICD10CM//T78.3@365")))
     config = load_config(FinetuneConfig, overrides={**ADAPT, "loop.epochs": 1, "accept": ["one-class"]})
     finetune(world.store, labels, root / "run", config, from_run=world.pretrained)
-    summary = evaluate_run(root / "run", world.store, baselines=["logistic_regression"], oracle=world.meds)
+    summary = evaluate_run(
+        root / "run", world.store, baselines=["logistic_regression"], oracle=world.meds,
+        validation=ValidationOptions("isotonic"),
+    )  # fmt: skip
     return root / "run", labels, summary
 
 
@@ -39,7 +43,9 @@ def test_both_figures_stand_beside_the_models(judged):
         entries = {key: entry for key, entry in summary["metrics"][name].items() if "[" not in key}
         assert set(entries) == {f"{task}/{metric}" for metric in ("auroc", "auprc", "brier", "ece")}
     predictions = pl.read_parquet(run / "predictions" / "held_out.parquet")
-    assert {CEILING, ATTAINABLE} < set(predictions.columns)
+    flat = pl.read_csv(run / "predictions" / "held_out.csv")
+    for name in (CEILING, ATTAINABLE):
+        assert flat[name].to_list() == predictions[name].to_list()
     assert CEILING not in pl.read_parquet(run / "predictions" / "tuning.parquet").columns
     page = (run / "report.html").read_text()
     assert "The records are synthetic, so what could be reached is known" in page
@@ -53,6 +59,8 @@ def test_an_oracle_is_no_model_that_wins(judged):
     assert max(column, key=lambda model: column[model]["value"]).startswith("oracle: ")
     assert not best_model(column, key).startswith("oracle: ")
     pairs = {(row["a"], row["b"]) for row in summary["differences"] if row["metric"] == key}
+    assert not any("isotonic" in name for pair in pairs for name in pair)
+    assert "logistic_regression + isotonic" in summary["metrics"]
     assert (ATTAINABLE, "logistic_regression") in pairs and (CEILING, "behrt-small-lora") in pairs
 
 

@@ -5,6 +5,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
-from ehrsequencing.benchmarks.compare import Comparison, evaluate_run
+from ehrsequencing.benchmarks.compare import Comparison, evaluate_run, result_folder
 from ehrsequencing.benchmarks.seeds import finetune_seeds
 from ehrsequencing.benchmarks.validation import ValidationOptions, add_validation, labels_guidance
 from ehrsequencing.config import FinetuneConfig, load_config
@@ -24,7 +25,15 @@ from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.synthetic import synthesise
-from ehrsequencing.errors import ConfigError, LabelError, RunError, SplitError, StoreError, VocabularyMismatchError
+from ehrsequencing.errors import (
+    AuditError,
+    ConfigError,
+    LabelError,
+    RunError,
+    SplitError,
+    StoreError,
+    VocabularyMismatchError,
+)
 from ehrsequencing.evaluation.metrics import auroc, brier
 from ehrsequencing.evaluation.recalibration import fit_recalibration
 from ehrsequencing.tasks.cohorts import build_labels, parse_task
@@ -65,7 +74,7 @@ def judged(run, abroad):
         run, abroad.store, abroad.labels, baselines=["logistic_regression"], resamples=100,
         validation=ValidationOptions("isotonic", ("sex", "age", "ICD10CM//E78", "year")),
     )  # fmt: skip
-    out = run / "arms" / "on-store"
+    out = result_folder(run, abroad.store)
     return SimpleNamespace(out=out, summary=summary, report=json.loads((out / "report_data.json").read_text()))
 
 
@@ -189,7 +198,7 @@ def test_external_validation_judges_every_labelled_subject_of_the_other_dataset(
 
 def test_baselines_are_fitted_at_home_and_applied_abroad(world, run, abroad):
     evaluate_run(run, abroad.store, abroad.labels, baselines=["logistic_regression"], history="whole", resamples=100)
-    found = pl.read_parquet(run / "arms" / "on-store" / "predictions" / "held_out.parquet")
+    found = pl.read_parquet(result_folder(run, abroad.store) / "predictions" / "held_out.parquet")
     home, away = TokenStore.open(world.store), TokenStore.open(abroad.store)
     labels, _ = read_labels(world.labels)
     examples = {split: Examples.from_labels(home.split(split), labels) for split in ("train", "tuning")}
@@ -203,6 +212,57 @@ def test_baselines_are_fitted_at_home_and_applied_abroad(world, run, abroad):
         expected = model.predict(features.transform(away.split(split), rows))
         mine = found.filter(pl.col("subject_id").is_in(rows.subject_id))["logistic_regression"]
         np.testing.assert_allclose(np.sort(mine), np.sort(expected), rtol=1e-6)
+
+
+def test_labels_of_the_other_dataset_are_audited(run, abroad, tmp_path):
+    labels, manifest = read_labels(abroad.labels)
+    events = pl.concat([pl.read_parquet(shard) for shard in (abroad.meds / "data").rglob("*.parquet")])
+    onset = (
+        events.filter(pl.col("code").is_in(manifest["matched_codes"])).group_by("subject_id").agg(pl.col("time").min())
+    )
+    cases = onset.select("subject_id", prediction_time="time", boolean_value=pl.lit(True)).sort("subject_id").head(20)
+    bad = tmp_path / "bad.parquet"
+    write_labels(bad, pl.concat([labels, cases], how="diagonal"), manifest | {"task": "onset:ICD10CM//I10@365"})
+    out, told = result_folder(run, abroad.store), []
+    shutil.rmtree(out, ignore_errors=True)
+    options = {"baselines": [], "resamples": 100, "validation": ValidationOptions(by=()), "say": told.append}
+    with pytest.raises(
+        AuditError, match="1 error: prevalent.*20 labels of 20 subjects, 20 of them.*--accept prevalent"
+    ):
+        evaluate_run(run, abroad.store, bad, **options)
+    assert not told and not out.exists()
+    evaluate_run(run, abroad.store, bad, accept=["prevalent"], **options)
+    report = json.loads((out / "report_data.json").read_text())
+    found = {row["check"]: row["result"] for row in report["audit"]}
+    assert found["prevalent"] == "accepted" and found["shift"] == found["one-class"] == "not checked"
+    assert json.loads((out / "metadata.json").read_text())["audit"] == report["audit"]
+    trained = json.loads((run / "report_data.json").read_text())["audit"]
+    assert {row["check"]: row["result"] for row in trained}["prevalent"] == "passed"
+    for beginning in (
+        "0.0 % of ", f"The models were trained for the task {TASK} and are judged on onset:ICD10CM//I10@365.",
+        "Accepted in spite of the audit (prevalent): error: subjects have a code of the task",
+    ):  # fmt: skip
+        (line,) = [line for line in told if line.startswith(beginning)]
+        assert "\n" not in line and line in report["caveats"]
+
+
+def test_what_is_accepted_without_an_audit_is_refused(run, world):
+    with pytest.raises(ConfigError, match="--accept is of the labels of another dataset; got prevalent"):
+        evaluate_run(run, world.store, baselines=[], accept=["prevalent"])
+    with pytest.raises(ConfigError, match="--accept names no check of the audit; got everything"):
+        evaluate_run(run, world.store, baselines=[], accept=["everything"])
+
+
+def test_stores_never_share_a_folder(run, abroad, tmp_path, monkeypatch):
+    stores = [tmp_path / name for name in ("a/e1/store", "a/e2/store", "b/e1/store")]
+    for index, store in enumerate(stores):
+        shutil.copytree(abroad.store, store)
+        manifest = json.loads((store / "manifest.json").read_text())
+        (store / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": f"{index // 2}" * 64}))
+    folders = [result_folder(run, store).name for store in stores]
+    assert folders == ["on-e1-store-00000000", "on-e2-store-00000000", "on-e1-store-11111111"]
+    monkeypatch.chdir(stores[0])
+    assert result_folder(run, Path()).name == folders[0]
 
 
 def test_a_subject_that_trained_the_model_is_refused(world, run, tmp_path):
@@ -240,7 +300,7 @@ def test_identifiers_of_another_source_are_other_people_unless_their_times_agree
     with pytest.raises(SplitError, match="were in the train split of the run"):
         elsewhere("copy", lambda events: events.with_columns(pl.col("numeric_value") + 1))
     elsewhere("moved", lambda events: events.with_columns(pl.col("time") + pl.duration(days=1)))
-    caveats = json.loads((run / "arms" / "on-moved-store" / "report_data.json").read_text())["caveats"]
+    caveats = json.loads((result_folder(run, tmp_path / "moved-store") / "report_data.json").read_text())["caveats"]
     assert any("identifiers occur in both datasets, whose sources differ" in line for line in caveats)
 
 

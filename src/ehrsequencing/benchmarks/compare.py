@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from ehrsequencing.benchmarks.multilabel import category_table, judge_multilabel
 from ehrsequencing.benchmarks.oracle import oracle_arms
 from ehrsequencing.benchmarks.validation import Validation, ValidationOptions, add_validation, write_flat
 from ehrsequencing.data.artefacts import refuse_in_data
-from ehrsequencing.data.labels import read_labels
+from ehrsequencing.data.labels import labels_hash, read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
@@ -28,6 +28,7 @@ from ehrsequencing.evaluation.calibration import calibration_curve
 from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points, thinned
 from ehrsequencing.evaluation.predict import prediction_frame
 from ehrsequencing.io import atomic_path, read_json, write_json, write_text
+from ehrsequencing.tasks.audit import check_names
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.report import write_report
 from ehrsequencing.tracking.report_data import write_report_data
@@ -174,7 +175,8 @@ def _add_oracles(comparison: Comparison, oracles: list[Arm], resamples: int, see
         return
     task, held = comparison.task, comparison.examples["held_out"]
     key = f"{task}/auroc"
-    pair = best_of_each(comparison.arms, comparison.metrics, key) or (comparison.arms[0],)
+    ranked = [arm for arm in comparison.arms if key in comparison.metrics[arm.name]]
+    pair = best_of_each(ranked, comparison.metrics, key) or (comparison.arms[0],)
     for arm in oracles:
         comparison.metrics[arm.name] = _judge(arm, comparison.examples, task, resamples, seed)
         comparison.report["models"].append(_model_row(arm))
@@ -349,6 +351,7 @@ def evaluate_run(
     validation: ValidationOptions | None = None,
     training_store: Path | None = None,
     oracle: Path | None = None,
+    accept: Collection[str] = (),
     history: str = "model",
     resamples: int = 1000,
     seed: int = 0,
@@ -358,8 +361,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Judge a run beside others and baselines; write summary, predictions and report into the run.
 
-    With a store of another dataset it is an external validation: baselines are fitted on the training store, all
-    labelled subjects of the other are judged, and the result lies in `arms/on-STORE` of the run (`result_folder`).
+    With a store of another dataset it is an external validation: its labels are audited, baselines are fitted on the
+    training store, all labelled subjects of the other are judged, and the result lies under `arms/` of the run
+    (`result_folder`).
 
     Args:
         run: Fine-tuning run.
@@ -369,9 +373,14 @@ def evaluate_run(
         validation: Recalibration and subgroups.
         training_store: Where the training store lies now, for an external validation.
         oracle: The synthetic dataset of the store, for its ceiling and attainable optimum.
+        accept: Checks of the audit of an external validation whose errors are accepted.
 
     Returns:
         The run's summary with held-out metrics of every model.
+
+    Raises:
+        AuditError: the labels of another dataset have an error that `accept` does not name.
+        ConfigError: `accept` names no check, or is given where nothing is audited.
     """
     run = Path(run)
     refuse_in_data(run)
@@ -385,15 +394,23 @@ def evaluate_run(
     unknown = [name for name in baselines if name not in BASELINES]
     if unknown:
         raise ConfigError(f"unknown baseline {unknown[0]}", expected=", ".join(BASELINES) + " or none")
+    check_names(accept)
     store, external = TokenStore.open(store_path), None
     if is_external(metadata, store, training_store):
         labels_path = require_labels(labels_path, store)
-        external = open_external([run, *others], store_path, labels_path, training_store=training_store)
-        store_path, labels_path = training_store or metadata["store"], metadata["labels"]
+        external = open_external([run, *others], store_path, labels_path, training_store=training_store, accept=accept)
+        for note in external.notes:
+            say(note)
+        store_path = training_store or metadata["store"]
+    elif accept:
+        raise ConfigError(
+            "--accept is of the labels of another dataset", got=", ".join(accept),
+            remedy="leave it out: labels of the run's own dataset are audited when it is fine-tuned",
+        )  # fmt: skip
     comparison = compare(
         [run, *others],
         store_path,
-        labels_path or metadata["labels"],
+        metadata["labels"] if labels_path is None or external is not None else labels_path,
         baselines=baselines,
         validation=validation,
         external=external,
@@ -412,16 +429,24 @@ def evaluate_run(
     sections["caveats"] = comparison_caveats(comparison)
     out = result_folder(run, store.path) if external is not None else run
     if external is not None:
-        sections |= {"title": f"External validation of {run.name} on {store.path.name}", "unknown": external.unknown}
+        title = f"External validation of {run.name} on {out.name.removeprefix('on-')}"
+        sections |= {"title": title, "unknown": external.unknown, "audit": external.audit}
         with ExperimentTracker(out.name, out.parent, exist_ok=True) as tracker:
             tracker.log_hyperparameters({"run": str(run), "store": str(store.path), "resamples": resamples})
-            tracker.log_metadata({"kind": "external validation", "store_fingerprint": store.fingerprint})
+            tracker.log_metadata(
+                {
+                    "kind": "external validation", "store_fingerprint": store.fingerprint,
+                    "labels": str(labels_path), "labels_hash": labels_hash(str(labels_path)), "audit": external.audit,
+                }
+            )  # fmt: skip
     return finish_comparison(out, comparison, sections)
 
 
-def result_folder(run: Path, store: Path) -> Path:
-    """Where the external validation of a run on another store lies."""
-    return run / "arms" / f"on-{store.resolve().name}"
+def result_folder(run: Path, store_path: Path) -> Path:
+    """Where the external validation of a run on another store lies: a folder per store, whatever the stores' names."""
+    path = store_path.resolve()
+    names = filter(None, (path.parent.name, path.name, TokenStore.open(path).fingerprint[:8]))
+    return run / "arms" / f"on-{'-'.join(names)}"
 
 
 def finish_comparison(

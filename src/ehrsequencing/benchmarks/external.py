@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ehrsequencing.data.store import SplitStore, TokenStore
 from ehrsequencing.data.vocabulary import UNK
 from ehrsequencing.errors import LabelError, RunError, SplitError, StoreError, VocabularyMismatchError
 from ehrsequencing.io import read_json
+from ehrsequencing.tasks.audit import audit
 from ehrsequencing.training.examples import check_origin
 
 LEARNED = ("train", "tuning")
@@ -41,6 +42,7 @@ class External:
         split_of: Split in its own store, str [examples].
         manifest: Of its labels.
         unknown: What the vocabulary does not know of it, as in `report_data.json`.
+        audit: Of its labels, as in `report_data.json`.
         notes: What a reader must know.
     """
 
@@ -50,6 +52,7 @@ class External:
     split_of: np.ndarray
     manifest: dict[str, Any]
     unknown: dict[str, Any]
+    audit: list[dict[str, Any]]
     notes: list[str]
 
     def in_place_of_held_out(
@@ -74,6 +77,7 @@ def open_external(
     labels_path: str | Path,
     *,
     training_store: Path | None = None,
+    accept: Collection[str] = (),
 ) -> External:
     """Check another dataset against the runs that shall be judged on it, and gather its labelled subjects.
 
@@ -86,12 +90,14 @@ def open_external(
         store_path: The other store, prepared with the runs' vocabulary.
         labels_path: Binary labels of the other dataset.
         training_store: Where the training store lies now; the path in the run's metadata by default.
+        accept: Names of checks of the audit whose errors are accepted.
 
     Raises:
         StoreError: the training store is not there, or is another one.
         VocabularyMismatchError: another vocabulary or other value statistics.
         SplitError: a labelled subject trained or tuned a model.
         LabelError: labels of another dataset or of unknown subjects, or one class.
+        AuditError: the audit of these labels found an error that `accept` does not name.
     """
     other = TokenStore.open(store_path)
     metadata = read_json(_member(runs[0]) / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
@@ -113,9 +119,9 @@ def open_external(
         raise LabelError(f"{labels_path}: an external validation needs a binary task", expected="boolean_value")
     subjects = labels["subject_id"].to_numpy()
     joined = JoinedSplit(other, SPLITS, subjects)
-    if unknown := int((joined.index_of(subjects) < 0).sum()):
+    if absent := int((joined.index_of(subjects) < 0).sum()):
         raise LabelError(
-            f"{labels_path}: {unknown} labels are of subjects that {other.path} does not hold",
+            f"{labels_path}: {absent} labels are of subjects that {other.path} does not hold",
             remedy="build the labels from the dataset the store was prepared from",
         )
     examples = Examples.from_labels(joined, labels)
@@ -136,7 +142,15 @@ def open_external(
             notes.append(note)
     if (trained_for := metadata.get("task")) != (judged := manifest.get("task", Path(labels_path).stem)):
         notes.append(f"The models were trained for the task {trained_for} and are judged on {judged}.")
-    return External(other, joined, examples, _split_of(other, examples), manifest, _unknown(other, joined), notes)
+    audited = audit(other, labels, manifest, accept=accept, judged_only=True)
+    audited.raise_errors()
+    unknown = _unknown(other, joined)
+    share = 100 * unknown["unknown_events"] / max(unknown["events"], 1)
+    notes.append(f"{share:.1f} % of {unknown['events']:,} events of the subjects judged have no token: read as [UNK].")
+    return External(
+        other, joined, examples, _split_of(other, examples), manifest, unknown, audited.rows(),
+        notes + audited.notes(),
+    )  # fmt: skip
 
 
 def _member(run: Path) -> Path:

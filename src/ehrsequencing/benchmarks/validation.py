@@ -246,7 +246,7 @@ def write_flat(
         if split == "held_out":
             models = {
                 arm.name if len(arm.held_out) == 1 else f"{arm.name}/seed-{index}": p
-                for arm in comparison.arms
+                for arm in (*comparison.arms, *comparison.oracles)
                 for index, p in enumerate(arm.held_out)
             }
         strata = {name: of_rows.astype(str) for name, of_rows in groups.get(split, {}).items()}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ehrsequencing.cli.common import progress_bars, say
+from ehrsequencing.cli.common import Accept, progress_bars, say
 
 
 def evaluate(
@@ -38,6 +38,7 @@ def evaluate(
         Path | None,
         typer.Option("--oracle", help="Synthetic dataset of the store: adds its ceiling and attainable optimum."),
     ] = None,
+    accept: Accept = None,
     history: Annotated[
         str, typer.Option("--baseline-history", help="What baselines see: model (cut as its histories are) or whole.")
     ] = "model",
@@ -61,6 +62,7 @@ def evaluate(
             validation=ValidationOptions(recalibrate, groups),
             training_store=training_store,
             oracle=oracle,
+            accept=accept or [],
             history=history,
             resamples=resamples,
             seed=seed,

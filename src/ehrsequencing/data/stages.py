@@ -16,7 +16,7 @@ from ehrsequencing.data.parallel import Map
 from ehrsequencing.data.recode import count_numbers, recoding
 from ehrsequencing.data.rows import TRAIN, Reading
 from ehrsequencing.data.rules import Rules
-from ehrsequencing.data.schema import KINDS, SPLITS, STATIC_TIME
+from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, KINDS, SPLITS, STATIC_TIME
 from ehrsequencing.data.shards import Piece
 from ehrsequencing.data.store import SplitWriter, narrowest
 from ehrsequencing.data.survey import (
@@ -76,6 +76,7 @@ class Stages:
         self._progress, self._must_change = progress, must_change
         self.rolled_codes: dict[str, str] = {}
         self.account: dict[str, Any] = {}
+        self._seen: list[str] = []
         self.ends = dataset.observation_end()
         self._pieces = _pieces(dataset)
         # A block per million rows, as far as it can be told before the events are read.
@@ -111,7 +112,7 @@ class Stages:
             self._tick()
         self._scanned = [loaded for path in paths if (loaded := load_scan(path)) is not None]
         if recoding_file is None:
-            seen = sorted(set().union(*(piece.codes for piece in self._scanned)))
+            seen = self._seen = sorted(set().union(*(piece.codes for piece in self._scanned)))
             schema = {"code": pl.String, "numeric": pl.Boolean}
             book = self._dataset.codes_with(pl.DataFrame({"code": seen, "numeric": [False] * len(seen)}, schema=schema))
         self._book = book.filter(is_event())
@@ -123,11 +124,22 @@ class Stages:
         if not self._rules.roll_up and self._rules.units is None:
             return self._dataset.codes_with(pl.DataFrame(schema={"code": pl.String, "numeric": pl.Boolean})), None
         numbers = list(self._run(count_numbers, self._pieces))
+        self._seen = sorted(set().union(*(table["code"] for table in numbers)))
         changed, book, self.rolled_codes, self.account = recoding(
             self._dataset, numbers, self._rules, must_change=self._must_change
         )
         changed.save(self._work / "recoding.json")
         return book, self._work / "recoding.json"
+
+    def _refuse_unlisted(self) -> None:
+        """A vocabulary that is the same for every dataset of its kind cannot hold a code of one of them."""
+        unlisted = sorted(set(self._seen) - {*self._dataset.codes()["code"], BIRTH_CODE, DEATH_CODE})
+        if unlisted:
+            raise DataError(
+                f"{self._dataset.path} has codes outside its fixed code book",
+                got=f"{len(unlisted)} of them, for one {unlisted[0]}", expected="those of metadata/codes.parquet",
+                remedy="recode them, or set fixed_code_book to false in metadata/dataset.json for a fitted vocabulary",
+            )  # fmt: skip
 
     def events(self) -> pl.DataFrame:
         """Columns `code`, `kind` and `events` of every code that occurs, all splits together."""
@@ -146,11 +158,13 @@ class Stages:
         """Vocabulary and value statistics of the train split, or the reused ones, or these extended.
 
         Raises:
-            DataError: no code has a token.
+            DataError: no code has a token, or a code is outside the dataset's fixed code book.
         """
         if reused is not None and not extend:
             return reused
         pieces, pairs, fixed = self._scanned, self._pairs, self._dataset.fixed_code_book
+        if fixed and reused is None:
+            self._refuse_unlisted()
         tasks = fit_tasks(
             pieces, pairs, 2, None if reused_from is None else reused_from.absolute() / VALUES_FILE,
             value_bins=value_bins, min_count=min_count, max_discrete_bins=value_bins if fixed else MAX_DISCRETE_BINS,

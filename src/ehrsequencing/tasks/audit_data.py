@@ -145,6 +145,7 @@ class AuditData:
         positive: Float32 [categories, N], 1 where positive.
         duration_days: Float64 [N] of a survival task, else None.
         splits: The examples by split, in the order of `SPLITS`; a subject in two splits is in both.
+        judged_only: Nothing is trained on any of them.
     """
 
     store: TokenStore
@@ -155,9 +156,12 @@ class AuditData:
     positive: sparse.csr_array
     duration_days: np.ndarray | None
     splits: tuple[SplitLabels, ...] = field(repr=False)
+    judged_only: bool = False
 
     @classmethod
-    def read(cls, store: TokenStore, labels: pl.DataFrame, manifest: dict[str, Any]) -> AuditData:
+    def read(
+        cls, store: TokenStore, labels: pl.DataFrame, manifest: dict[str, Any], *, judged_only: bool = False
+    ) -> AuditData:
         """Put labels (columns of `LABEL_SCHEMA`, sorted by subject and time) beside the store.
 
         Raises:
@@ -187,12 +191,12 @@ class AuditData:
                 f"no labelled subject is in {store.path}", got=counted(len(subject), "example"),
                 remedy="build the labels from the dataset the store was prepared from",
             )  # fmt: skip
-        return cls(store, manifest, kind, subject, categories, positive, duration, tuple(splits))
+        return cls(store, manifest, kind, subject, categories, positive, duration, tuple(splits), judged_only)
 
     @property
-    def fitted(self) -> tuple[SplitLabels, ...]:
-        """Train and tuning: what labels of held-out subjects need not be read for."""
-        return self.splits[:2]
+    def examined(self) -> tuple[SplitLabels, ...]:
+        """Train and tuning, since labels of held-out subjects need not be read; all where nothing is trained."""
+        return self.splits if self.judged_only else self.splits[:2]
 
     @cached_property
     def outcome_codes(self) -> tuple[np.ndarray, int, int] | str:

@@ -39,9 +39,9 @@ def token(data: AuditData) -> list[Finding] | str:
     if not data.categories:
         return "labels without classes"
     parts = []
-    lengths = [labels.windows.lengths for labels in data.fitted]
+    lengths = [labels.windows.lengths for labels in data.examined]
     budget = _MOST_ROWS / max(1, sum(int(rows.sum()) for rows in lengths))
-    for labels, rows in zip(data.fitted, lengths, strict=True):
+    for labels, rows in zip(data.examined, lengths, strict=True):
         parts.append(presence(labels, sample(rows, int(np.ceil(budget * rows.sum()))), data.store.vocabulary))
     matrix = sparse.vstack([part.matrix for part in parts], format="csr")
     example = np.concatenate([part.example for part in parts])

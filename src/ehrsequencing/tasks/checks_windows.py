@@ -59,7 +59,7 @@ def windows(data: AuditData) -> list[Finding] | str:
     """
     if not data.categories:
         return "labels without classes"
-    example = np.concatenate([labels.example for labels in data.fitted])
+    example = np.concatenate([labels.example for labels in data.examined])
     numbers = _window_numbers(data)
     half = np.unique(data.subject_id[example], return_inverse=True)[1] % 2
     found = []
@@ -97,9 +97,9 @@ _EXACT = {_GAP: "its last event", _STAY: "its admission"}
 
 
 def _window_numbers(data: AuditData) -> dict[str, np.ndarray]:
-    """One number per example of train and tuning, before any truncation to a model's length."""
+    """One number per example examined, before any truncation to a model's length."""
     parts: dict[str, list[np.ndarray]] = {}
-    for labels in data.fitted:
+    for labels in data.examined:
         split = labels.split
         dated, start, stop = labels.history
         has = stop > dated
@@ -226,7 +226,7 @@ def _atoms(
 def _leads(data: AuditData) -> list[Finding]:
     """Prediction times counted back from the outcome: the same lead, to the microsecond, at times without an event."""
     leads, owners = [], []
-    for labels in data.fitted:
+    for labels in data.examined:
         positive = data.positive[:, labels.example].max(axis=0).toarray().ravel() > 0
         dated, _, stop = labels.history
         between = (stop > dated) & (labels.split.time[np.maximum(stop - 1, 0)] < labels.until)
@@ -260,7 +260,7 @@ def _at_the_end(data: AuditData) -> list[Finding]:
     if data.kind != "binary":
         return []
     last, positive, subjects = [], [], []
-    for labels in data.fitted:
+    for labels in data.examined:
         last.append(labels.history[2] == labels.split.offsets[1:][labels.index])
         positive.append(data.positive[[0]].toarray()[0][labels.example] > 0)
         subjects.append(data.subject_id[labels.example])

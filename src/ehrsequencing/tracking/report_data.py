@@ -231,7 +231,7 @@ class ReportData(_Section):
     )
     cohort: Cohort | None = Field(None, description="flow from raw records to rows")
     data: dict[str, str | int | float | bool | None] = Field({}, description="statistics of the data")
-    audit: list[AuditRow] = Field([], description="checks made before training")
+    audit: list[AuditRow] = Field([], description="checks of the labels and their store")
     baselines: dict[str, Baseline] = Field({}, description="{name: features, grid, chosen}")
     caveats: list[str] = Field([], description="what a reader must not conclude")
     commands: list[str] = Field([], description="how it was made, one command each")

@@ -314,7 +314,7 @@ def audit(rows: Sequence[AuditRow]) -> Html | None:
         [row.check, element("strong", row.result) if row.result in _ALARMING else row.result, "; ".join(row.found)]
         for row in rows
     ]
-    made = table("Before training", ["Check", "Result", "Found"], body, text_columns=(0, 1, 2))
+    made = table("Checked beforehand", ["Check", "Result", "Found"], body, text_columns=(0, 1, 2))
     accepted = [row.check for row in rows if row.result == "accepted"]
     note = f"Accepted with --accept in spite of the error: {', '.join(accepted)}." if accepted else None
     return join([made, element("p", note, class_="note") if note else None])

@@ -363,6 +363,24 @@ def test_a_fixed_code_book_is_the_vocabulary_whatever_occurs(tmp_path):
     assert set(tokens_of(one)) == set(tokens_of(two)) == {"LOINC//1//Q1", "LOINC//1//Q2", "LOINC//1//Q3"}
 
 
+def test_codes_outside_a_fixed_code_book_are_refused(tmp_path):
+    meds = write_book(tmp_path / "meds", range(3))
+    shard = next((meds / "data").rglob("*.parquet"))
+    events = pl.read_parquet(shard)
+    added = pl.when(pl.int_range(pl.len()) == 3).then(pl.lit("ICD10CM//Z99.9")).otherwise("code").alias("code")
+    events.with_columns(added).write_parquet(shard)
+    expected = (
+        r"codes outside its fixed code book; got 1 of them, for one ICD10CM//Z99.9; expected those of metadata/codes"
+    )
+    for options in ({}, {"roll_up": ["icd10=3"]}):
+        with pytest.raises(DataError, match=expected):
+            prepare(meds, tmp_path / "store", **options)
+    file = meds / "metadata" / "dataset.json"
+    file.write_text(file.read_text().replace('"fixed_code_book": true', '"fixed_code_book": false'))
+    # In a vocabulary that is fitted the code list says what codes are, not which there are.
+    assert "ICD10CM//Z99.9" in prepare(meds, tmp_path / "store", min_count=1).vocabulary.tokens
+
+
 def test_the_values_of_a_crowded_code_stay_few_and_close(write_meds, tmp_path, monkeypatch):
     """However they are spread over shards; a fit keeps all values of a code with few."""
     random = np.random.default_rng(3)

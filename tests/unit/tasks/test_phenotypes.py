@@ -56,9 +56,23 @@ def test_the_shipped_set_meets_snomed(name, code):
         ("diabetes_type_2", ["ICD9CM//250.02", "ICD10CM//E11.9"], ["ICD9CM//250.01", "ICD10CM//E10.9"]),
         ("fracture", ["ICD9CM//829.0", "ICD9CM//800.1", "ICD10CM//S72.001A"], ["ICD9CM//830.0", "ICD10CM//S93.401A"]),
         ("heart_failure", ["ICD9CM//402.91", "ICD10CM//I13.2"], ["ICD9CM//402.90", "ICD10CM//I13.10"]),
-        ("stroke", ["ICD10CM//I63.9", "ICD9CM//433.11"], ["ICD10CM//G45.9", "ICD9CM//433.10", "ICD9CM//435.9"]),
+        (
+            "stroke", ["ICD10CM//I63.9", "ICD9CM//433.11", "ICD9CM//434.91", "DIAGNOSIS//ICD//9//43401"],
+            ["ICD10CM//G45.9", "ICD9CM//433.10", "ICD9CM//434.00", "DIAGNOSIS//ICD//9//43490", "ICD9CM//435.9"],
+        ),
+        ("sepsis", ["ICD9CM//785.52", "ICD10CM//R65.21"], ["ICD9CM//785.51", "ICD9CM//995.93"]),
+        (
+            "urinary_tract_infection", ["ICD10CM//N11.1", "ICD10CM//N30.01", "ICD9CM//595.0", "ICD9CM//590.00"],
+            ["ICD10CM//N30.10", "ICD10CM//N30.41", "ICD9CM//595.1", "ICD9CM//595.82", "ICD9CM//597.80"],
+        ),
         ("chronic_kidney_disease", ["DIAGNOSIS//ICD//9//5856"], ["DIAGNOSIS//ICD//9//5849"]),
-        ("gastrointestinal_bleeding", ["ICD10CM//K25.4"], ["ICD10CM//K25.9", "ICD10CM//K57.30"]),
+        (
+            "gastrointestinal_bleeding",
+            ["ICD10CM//K25.4", "ICD10CM//I85.11", "ICD9CM//456.20", "ICD10CM//K57.33", "ICD9CM//562.13",
+             "ICD10CM//K55.21", "ICD10CM//K31.811", "ICD9CM//569.85", "ICD9CM//537.83", "ICD10CM//K29.71"],
+            ["ICD10CM//K25.9", "ICD10CM//I85.10", "ICD9CM//456.21", "ICD10CM//K57.30", "ICD9CM//562.11",
+             "ICD10CM//K55.20", "ICD10CM//K31.819", "ICD9CM//569.84", "ICD9CM//537.82", "ICD9CM//535.50"],
+        ),
     ],
 )  # fmt: skip
 def test_where_phenotypes_end(name, inside, outside):
