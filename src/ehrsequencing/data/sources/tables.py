@@ -145,12 +145,12 @@ class Table:
                     pl.concat_str(cells.columns, separator=" ").alias(" ".join(cells.columns))
                 ).to_series()
             typed, bad = cells.read(values)
-            if cells.kind != "number":
+            if bad is not None and cells.kind != "number":
                 _refuse(bad, values, file, row, cells.kind)
             if cells.kind == "time":
                 bad = ~typed.is_between(EARLIEST, LATEST).fill_null(True)
                 typed = typed.set(bad, None) if bad.any() else typed
-            if cells.kind in counts and (count := int(bad.sum())):
+            if cells.kind in counts and bad is not None and (count := int(bad.sum())):
                 counts[cells.kind][values.name] = count
             columns.append(typed.alias(name))
         return Piece(self.name, file, pl.DataFrame(columns), counts["number"], counts["time"], tuple(absent))
