@@ -278,7 +278,7 @@ class _named_problems:  # noqa: N801
             raise DataError(
                 f"{self.file} is {'damaged or cut short' if damaged else 'malformed'}",
                 got=str(problem).splitlines()[0][:300],
-                expected="a parquet file" if self.file.suffix == ".parquet" else f"a CSV file in {self.encoding}",
+                expected="a parquet file" if self.file.suffix == ".parquet" else f"a {self.encoding} CSV file",
                 remedy="compare its checksum with the publisher's" if damaged else None,
             ) from None
 
