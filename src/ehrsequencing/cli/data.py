@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ehrsequencing.cli.common import Overwrite, progress_bars, say
+from ehrsequencing.cli.common import Overwrite, progress_bars, say, show_table
+from ehrsequencing.cli.imported import show_import
+from ehrsequencing.data.sources import SOURCES
+
+IMPORTED = [source for source in SOURCES.values() if source.expected_input is not None]
 
 
 def synth(
@@ -39,23 +43,53 @@ def synth(
     say(f"MEDS dataset written to {out}")
 
 
+def _list_sources(asked: bool) -> None:
+    if asked:
+        show_table(
+            ("source", "what it is", "what SRC must be"),
+            [(source.name, source.description, source.expected_input or "") for source in IMPORTED],
+            lines=True,
+        )
+        raise typer.Exit
+
+
+def _print_example(asked: bool) -> None:
+    if asked:
+        from ehrsequencing.data.sources.table_mapping import EXAMPLE
+
+        typer.echo(EXAMPLE, nl=False)
+        raise typer.Exit
+
+
 def import_(
-    kind: Annotated[str, typer.Argument(help="Source: uci-diabetes, mimic-iv or omop.")],
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of the publisher.")],
+    kind: Annotated[str, typer.Argument(help=f"Source: {', '.join(source.name for source in IMPORTED)}.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of the publisher; see --list.")],
     out: Annotated[Path, typer.Argument(help="Folder of the MEDS dataset to write.")],
-    strict: Annotated[bool, typer.Option("--strict", help="An event that would be dropped is an error.")] = False,
+    mapping: Annotated[
+        Path | None, typer.Option("--mapping", help="TOML file that says which columns hold what; for source table.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What would be dropped or odd is an error.")] = False,
     horizon_days: Annotated[
         int | None,
         typer.Option("--horizon-days", help="physionet2012: where time_to_death is censored; 365 by default."),
     ] = None,
     overwrite: Overwrite = False,
+    list_sources: Annotated[
+        bool, typer.Option("--list", callback=_list_sources, is_eager=True, help="Show every source and its input.")
+    ] = False,
+    example: Annotated[
+        bool, typer.Option("--example", callback=_print_example, is_eager=True, help="Print a mapping to start from.")
+    ] = False,
 ) -> None:
-    """Turn raw files into a MEDS dataset."""
+    """Turn raw files into a MEDS dataset. One that was killed is taken up by the same command."""
     from ehrsequencing.data.dataset import MedsDataset
     from ehrsequencing.data.sources import import_source
 
-    options: dict[str, bool | int] = {"strict": True} if strict else {}
-    options |= {"horizon_days": horizon_days} if horizon_days is not None else {}
+    options: dict[str, Any] = {"strict": True} if strict else {}
+    if mapping is not None:
+        options["mapping"] = mapping
+    if horizon_days is not None:
+        options["horizon_days"] = horizon_days
     with progress_bars() as update:
         import_source(
             kind,
@@ -65,7 +99,7 @@ def import_(
             progress=lambda done, total: update(f"import {kind}", done, total),
             **options,
         )
-    _summary(MedsDataset.open(out).manifest)
+    show_import(MedsDataset.open(out).manifest)
     say(f"MEDS dataset written to {out}")
 
 
@@ -146,19 +180,10 @@ def prepare(
     say(f"vocabulary: {len(made.vocabulary):,} tokens; token store written to {store}")
 
 
-_IMPORTED = (
-    "visits", "events_by_kind", "events_dropped", "events_after_death", "subjects_without_birth", "conflicts",
-    "tables_missing", "tables_not_read",
-)  # fmt: skip
-
-
-def _summary(manifest: dict) -> None:
-    imported = {key: manifest[key] for key in _IMPORTED if key in manifest}
-    for key, value in (manifest.get("counts", {}) | imported).items():
+def _summary(manifest: dict[str, Any]) -> None:
+    for key, value in manifest.get("counts", {}).items():
         if isinstance(value, dict):
             value = ", ".join(f"{name} {count:,}" for name, count in value.items()) or "none"
-        elif isinstance(value, list):
-            value = ", ".join(value) or "none"
         say(f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}")
     for note in manifest.get("notes", []):
         say(f"note: {note}")

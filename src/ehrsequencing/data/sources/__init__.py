@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ehrsequencing import __version__
-from ehrsequencing.data.artefacts import refuse_in_data
-from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.sources.recognise import refuse_other_source
 from ehrsequencing.errors import ConfigError
 from ehrsequencing.io import hash_file
+
+if TYPE_CHECKING:
+    from ehrsequencing.data.dataset import MedsDataset
 
 Progress = Callable[[int, int], None]
 
@@ -131,6 +132,10 @@ def import_source(
         RunError: `out` exists, and `overwrite` is False or it holds no dataset that we wrote; or another process is
             importing to `out`.
     """
+    # The registry alone is quick to import, for the help of the command line.
+    from ehrsequencing.data.artefacts import refuse_in_data
+    from ehrsequencing.data.dataset import MedsDataset
+
     if kind not in SOURCES:
         raise ConfigError("unknown source", got=kind, expected=", ".join(SOURCES))
     source = SOURCES[kind]

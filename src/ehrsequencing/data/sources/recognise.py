@@ -52,13 +52,13 @@ def refuse_other_source(kind: str, src: Path, out: Path, sources: Collection[str
     """
     if kind not in SIGNS or kind in recognise(src, sources):
         return
+    for inner in sorted(src.iterdir()) if src.is_dir() else ():
+        if inner.is_dir() and kind in recognise(inner, sources):
+            raise DataError(f"{src} holds {kind} in {inner.name}", remedy=f"ehrseq import {kind} {inner} {out}")
     if others := recognise(src, sources):
         raise DataError(
             f"{src} is not {kind}: this looks like {others[0]}", remedy=f"ehrseq import {others[0]} {src} {out}"
         )
-    for inner in sorted(src.iterdir()) if src.is_dir() else ():
-        if inner.is_dir() and kind in recognise(inner, sources):
-            raise DataError(f"{src} holds {kind} in {inner.name}", remedy=f"ehrseq import {kind} {inner} {out}")
 
 
 def _names(src: Path, depth: int = 3) -> set[str]:

@@ -192,7 +192,7 @@ def _add(spool: EventSpool, plan: Plan, given: TableMapping) -> bool:
         notes |= {"timed": exact or notes.get("timed", False), "classes": sorted(classes)}
         spool.add(piece, *made, no_time=plan.no_time, no_event=plan.no_event, contradictions=plan.contradictions)
     account, notes = spool.account(name), spool.notes(name)
-    if account["rows"] and account["rows_without_events"].total() == account["rows"]:
+    if plan.facts and account["rows"] and account["rows_without_events"].total() == account["rows"]:
         raise DataError(
             f"no row of {name} makes an event", got=f"{account['rows']} rows, {plan.no_event}",
             remedy="mend the mapping",

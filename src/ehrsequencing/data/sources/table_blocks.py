@@ -29,6 +29,7 @@ class Plan:
         no_time, no_event: Reasons, as in `EventSpool.add`.
         contradictions: As in `EventSpool.add`.
         classes: Column of the classes of visits, where the mapping names those that are stays.
+        facts: False for a list of subjects and nothing more.
     """
 
     table: Table
@@ -38,6 +39,7 @@ class Plan:
     no_event: str = "excluded by where"
     contradictions: dict[str, pl.Expr] | None = None
     classes: tuple[str, ...] = ()
+    facts: bool = True
 
 
 def filter_cells(readers: CellReaders, where: Where, label: str = "where") -> tuple[dict[str, Cells], pl.Expr]:
@@ -99,7 +101,8 @@ def subjects_plan(block: Subjects, table: Table, readers: CellReaders) -> Plan:
             )  # fmt: skip
         return made or [event(rows, pl.lit(None), None, "demographic", where=pl.lit(False))]
 
-    return Plan(table, cells, events, no_event="excluded by where, nothing stated, or stated in another row")
+    no_event = "excluded by where, nothing stated, or stated in another row"
+    return Plan(table, cells, events, no_event=no_event, facts=len(cells) > 1 + len(filters) + len(died))
 
 
 def visits_plan(block: Visits, table: Table, readers: CellReaders) -> Plan:

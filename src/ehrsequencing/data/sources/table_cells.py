@@ -8,7 +8,7 @@ import hashlib
 import polars as pl
 
 from ehrsequencing.data.schema import DAYS_PER_YEAR
-from ehrsequencing.data.sources.cells import READERS, Cells, Reader, all_good, stripped
+from ehrsequencing.data.sources.cells import READERS, Cells, Reader, stripped
 from ehrsequencing.data.sources.table_mapping import OFFSETS, Mapping, Where
 from ehrsequencing.errors import DataError
 
@@ -29,7 +29,7 @@ class TextIdentifiers:
         self.known: dict[str, int] = {}
         self.texts: dict[int, str] = {}
 
-    def __call__(self, values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    def __call__(self, values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
         text = stripped(values.cast(pl.String))
         for name in text.drop_nulls().unique(maintain_order=True):
             if name in self.known:
@@ -42,15 +42,15 @@ class TextIdentifiers:
                 )  # fmt: skip
             self.known[name], self.texts[number] = number, name
         numbers = text.replace_strict(self.known, return_dtype=pl.Int64) if self.known else text.cast(pl.Int64)
-        return numbers, all_good(values)
+        return numbers, None
 
 
-def visit_identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+def visit_identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     """Hashes of identifiers of visits, which need to differ within a subject only."""
     text = stripped(values.cast(pl.String))
     names = text.drop_nulls().unique()
     numbers = dict(zip(names, map(hashed, names), strict=True))
-    return text.replace_strict(numbers, return_dtype=pl.Int64) if numbers else text.cast(pl.Int64), all_good(values)
+    return text.replace_strict(numbers, return_dtype=pl.Int64) if numbers else text.cast(pl.Int64), None
 
 
 class CellReaders:
@@ -82,13 +82,13 @@ class CellReaders:
             seconds, origin = OFFSETS[form], self.mapping.since()
             number = self.number("").read
 
-            def reader(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+            def reader(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
                 return since(values, origin, seconds, number)
 
         elif form is not None:
             written = form
 
-            def reader(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+            def reader(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
                 return formatted(values, written)
 
         return Cells("time", tuple(name.lower() for name in names), reader)
@@ -99,7 +99,7 @@ class CellReaders:
         return Cells("time", (column.lower(),), lambda values: since(values, origin, seconds, number))
 
 
-def formatted(values: pl.Series, form: str) -> tuple[pl.Series, pl.Series]:
+def formatted(values: pl.Series, form: str) -> tuple[pl.Series, pl.Series | None]:
     """Times in a format of `strptime`; a missing month or day is the first.
 
     >>> formatted(pl.Series(["31.01.2020 08:05", "1.2.", None]), "%d.%m.%Y %H:%M")[0].to_list()[0].isoformat()
@@ -122,7 +122,9 @@ def formatted(values: pl.Series, form: str) -> tuple[pl.Series, pl.Series]:
     return typed, typed.is_null() & text.is_not_null()
 
 
-def since(values: pl.Series, origin: datetime.datetime, seconds: float, number: Reader) -> tuple[pl.Series, pl.Series]:
+def since(
+    values: pl.Series, origin: datetime.datetime, seconds: float, number: Reader
+) -> tuple[pl.Series, pl.Series | None]:
     """Times that are numbers of so many seconds since the origin, to the second."""
     amount, bad = number(values)
     # A time that int64 cannot hold in microseconds, nor any year, is one that will be counted as implausible.
@@ -131,7 +133,7 @@ def since(values: pl.Series, origin: datetime.datetime, seconds: float, number: 
     return typed, bad
 
 
-def decimal_comma(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+def decimal_comma(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     """Numbers such as `1,5` and `1.234,5`; `1.5` is none, since it may mean 1500.
 
     >>> decimal_comma(pl.Series(["1,5", "1.234,5", "7", "1.5"]))[0].to_list()

@@ -145,12 +145,12 @@ class Table:
                     pl.concat_str(cells.columns, separator=" ").alias(" ".join(cells.columns))
                 ).to_series()
             typed, bad = cells.read(values)
-            if cells.kind != "number":
+            if bad is not None and cells.kind != "number":
                 _refuse(bad, values, file, row, cells.kind)
             if cells.kind == "time":
                 bad = ~typed.is_between(EARLIEST, LATEST).fill_null(True)
                 typed = typed.set(bad, None) if bad.any() else typed
-            if cells.kind in counts and (count := int(bad.sum())):
+            if cells.kind in counts and bad is not None and (count := int(bad.sum())):
                 counts[cells.kind][values.name] = count
             columns.append(typed.alias(name))
         return Piece(self.name, file, pl.DataFrame(columns), counts["number"], counts["time"], tuple(absent))
@@ -282,7 +282,7 @@ class _named_problems:  # noqa: N801
             raise DataError(
                 f"{self.file} is {'damaged or cut short' if damaged else 'malformed'}",
                 got=str(problem).splitlines()[0][:300],
-                expected="a parquet file" if self.file.suffix == ".parquet" else f"a CSV file in {self.encoding}",
+                expected="a parquet file" if self.file.suffix == ".parquet" else f"a {self.encoding} CSV file",
                 remedy="compare its checksum with the publisher's" if damaged else None,
             ) from None
 

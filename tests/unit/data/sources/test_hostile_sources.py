@@ -2,6 +2,8 @@
 
 from test_mimic_iv_source import folder as mimic_folder
 from test_omop_source import folder as omop_folder
+from test_table_source import EXAMPLE, written
+from test_table_source import folder as table_folder
 from test_uci_source import encounters
 from test_uci_source import folder as uci_folder
 from tests.hostile import check_source
@@ -30,3 +32,9 @@ def test_omop(tmp_path):
 def test_uci(tmp_path):
     rows = [(10 * n, 1 + n % 4, {"discharge_disposition_id": 11 if n == 7 else 1}) for n in range(1, 9)]
     check_source("uci-diabetes", uci_folder(tmp_path / "clean", encounters(*rows)), tmp_path, lists=["ids_mapping"])
+
+
+def test_table(tmp_path):
+    mapping = written(tmp_path / "mapping.toml", EXAMPLE)
+    pairs = {"encounters": [("admitted", "discharged")]}
+    check_source("table", table_folder(tmp_path / "clean"), tmp_path, pairs=pairs, mapping=mapping)

@@ -416,7 +416,7 @@ def test_files_cut_short_and_other_encodings(tmp_path):
 def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(DataError, match="nowhere is missing or no folder; expected a folder with hosp/ and icu/"):
         import_source("mimic-iv", tmp_path / "nowhere", tmp_path / "meds")
-    write_table(tmp_path / "raw/thing.csv", "person_id\n1\n")
+    write_table(tmp_path / "raw/people.csv", "person_id\n1\n")
     with pytest.raises(DataError, match=r"raw has no folder hosp; got no folder; expected hosp/ and icu/"):
         import_source("mimic-iv", tmp_path / "raw", tmp_path / "meds")
 

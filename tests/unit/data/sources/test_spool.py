@@ -7,6 +7,7 @@ from test_omop_source import folder as omop_folder
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sources import import_source, spool
 from ehrsequencing.data.sources.spool import EventSpool
+from ehrsequencing.data.sources.spool_files import SpoolFiles
 from ehrsequencing.data.splits import split_of
 
 
@@ -67,3 +68,30 @@ def test_fewer_subjects_than_splits(tmp_path, subjects):
     raw = folder(tmp_path / "raw", hosp__patients=patients, hosp__labevents=labs)
     dataset = import_source("mimic-iv", raw, tmp_path / "meds")
     assert dataset.manifest["counts"]["subjects"] == subjects
+
+
+def test_a_table_whose_events_are_not_whole_is_read_again(tmp_path):
+    events = pl.DataFrame({"code": ["a", "b"]})
+    files = SpoolFiles(tmp_path / "spool")
+    for table in (0, 1):
+        files.append(table, 7, events)
+        files.table_done(table, {"account": table}, events)
+    files.append(2, 7, events)
+    files.close()
+    (tmp_path / "spool" / "001.000.007.arrows").write_bytes(b"cut")
+    again = SpoolFiles(tmp_path / "spool")
+    assert again.done_table(0)[0]["account"] == 0
+    assert again.done_table(1) is None
+    assert again.done_table(2) is None
+    assert again.read(7).rows() == events.rows()
+
+
+def test_a_table_taken_up_again_keeps_its_place(tmp_path):
+    files = SpoolFiles(tmp_path / "spool")
+    for table, code in ((0, "a"), (1, "b"), (0, "c"), (1, "d")):
+        files.append(table, 3, pl.DataFrame({"code": [code]}))
+    files.close()
+    assert files.read(3)["code"].to_list() == ["a", "c", "b", "d"]
+    assert files.read(4) is None
+    files.shard_done(3, {"counts": {}}, pl.DataFrame({"code": ["a"], "len": [1]}))
+    assert files.read(3) is None and files.done_shard(3)[1].rows() == [("a", 1)]

@@ -10,6 +10,7 @@ from ehrsequencing.data.schema import KINDS
 from ehrsequencing.data.sources import import_source
 from ehrsequencing.data.sources.table_mapping import EXAMPLE, KindName, Mapping
 from ehrsequencing.errors import ConfigError, DataError
+from ehrsequencing.tasks.cohorts import build_labels
 
 TABLES = {
     "patients": """
@@ -355,3 +356,43 @@ def test_gzip_and_parquet_give_the_same_dataset(tmp_path, dataset):
 
 def test_the_example_is_a_mapping():
     Mapping.model_validate(tomllib.loads(EXAMPLE))
+
+
+STAYS = """
+ids = "text"
+[subjects]
+file = "people.csv"
+subject = "who"
+birth = "born"
+time_format = "%Y"
+[visits]
+file = "stays.csv"
+subject = "who"
+visit = "stay"
+start = "from"
+end = "to"
+class = "class"
+inpatient = ["ward"]
+discharge = "how"
+"""
+
+
+def test_tasks_build_on_the_stays_of_a_mapping(tmp_path):
+    people = [f"p{number}" for number in range(40)]
+    write_table(tmp_path / "raw/people.csv", "who,born\n" + "".join(f"{who},1950\n" for who in people))
+    rows = ["stay,who,from,to,class,how"]
+    for place, who in enumerate(people):
+        back = 20 if place % 2 else 90
+        day = [dt.date(2020, 1, 1) + dt.timedelta(days=days) for days in (0, 5, back, back + 2)]
+        how = "DIED" if place % 4 == 0 else "home"
+        rows += [
+            f"{2 * place},{who},{day[0]} 08:00:00,{day[1]} 12:00:00,ward,home",
+            f"{2 * place + 1},{who},{day[2]} 08:00:00,{day[3]} 12:00:00,ward,{how}",
+        ]
+    write_table(tmp_path / "raw/stays.csv", "\n".join(rows))
+    dataset = import_source(
+        "table", tmp_path / "raw", tmp_path / "meds", mapping=written(tmp_path / "mapping.toml", STAYS)
+    )
+    for task, positive in (("readmission_30d", 20), ("los_over_3d", 40), ("mortality_inpatient", 10)):
+        labels, _ = build_labels(dataset, task)
+        assert labels["boolean_value"].sum() == positive, task
