@@ -103,6 +103,7 @@ def read_rows(piece: Piece, how: Reading) -> Rows:
     ends = np.r_[first[1:], len(events)]
     # Cut into parts that fit a processor's cache.
     cuts = np.unique(np.searchsorted(first, np.arange(0, len(events), _PART_ROWS)))
+    cuts = cuts[cuts < len(first)]
 
     def ordered(low: int, high: int) -> tuple[np.ndarray, ...]:
         own = slice(int(first[low]), int(ends[high - 1]))

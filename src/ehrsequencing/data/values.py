@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ehrsequencing.errors import StoreError
 from ehrsequencing.io import hash_bytes, read_json, write_text
@@ -164,16 +167,18 @@ class ValueStatistics:
         return hash_bytes(names.encode(), self.grid.tobytes(), json.dumps(self._inner_edges()).encode())
 
     def _inner_edges(self) -> list[list[float]]:
-        return [[_short(edge) for edge in row if edge < np.inf] for row in self.edges]
+        finite = self.edges < np.inf
+        known = iter(_shortest(self.edges[finite]))
+        return [list(islice(known, count)) for count in finite.sum(axis=1).tolist()]
 
     def save(self, path: str | Path) -> None:
         """Write JSON, one (code, unit) a line."""
-        edges = self._inner_edges()
+        edges, grid = self._inner_edges(), iter(_shortest(self.grid.ravel()))
         lines = ",\n".join(
             json.dumps(
                 {
                     "code": code, "unit": self.units[row], "n": int(self.n[row]), "mean": float(self.mean[row]),
-                    "sd": float(self.sd[row]), "edges": edges[row], "grid": [_short(x) for x in self.grid[row]],
+                    "sd": float(self.sd[row]), "edges": edges[row], "grid": list(islice(grid, GRID_POINTS)),
                 },
                 ensure_ascii=False,
             )
@@ -224,9 +229,13 @@ def _keys(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (rows.astype(np.int64) << 32) + (bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
-def _short(value: np.floating) -> float:
-    """The shortest decimal that reads back as the same float32."""
-    return float(str(value))
+def _shortest(values: np.ndarray) -> list[float]:
+    """The shortest decimals that read back as the same float32.
+
+    >>> _shortest(np.float32([0.1, 1e-7, 16777216]))
+    [0.1, 1e-07, 16777216.0]
+    """
+    return [float(text) for text in pc.cast(pa.array(values, pa.float32()), pa.string()).to_pylist()]
 
 
 def _quantiles(values: np.ndarray, counts: np.ndarray, numerators: np.ndarray, denominator: int) -> np.ndarray:
@@ -245,7 +254,7 @@ def _bin_edges(
     if len(values) <= MAX_DISCRETE_BINS or (countable and counts[common].sum() >= _MOSTLY * total):
         return _merged_edges(values.tolist(), counts.tolist(), enough, max_discrete_bins)
     inner = np.unique(_quantiles(values, counts, np.arange(1, value_bins), value_bins))
-    return [_short(edge) for edge in inner if edge < values[-1]]
+    return _shortest(inner[inner < values[-1]])
 
 
 def _merged_edges(uppers: list[float], masses: list[int], enough: float, most: int) -> list[float]:
