@@ -19,7 +19,8 @@ EARLIEST, LATEST = datetime(1850, 1, 1), datetime(2300, 1, 1)
 """Times outside are mistakes; publishers who shift dates stay before 2300."""
 MAX_EXACT_FLOAT = 2**53
 MAX_FLOAT32 = 3.4028234663852886e38
-PLAIN_TIME, PLAIN_DATE, PLAIN_UTC = "%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"
+PLAIN_TIME, PLAIN_DATE = "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"
+USUAL_FORMATS = (PLAIN_TIME, PLAIN_DATE, "%Y-%m-%dT%H:%M:%SZ")
 TIME_FORMATS = (
     "%Y-%m-%d %H:%M:%S%.f",
     PLAIN_DATE,
@@ -88,9 +89,7 @@ def times(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     if values.dtype == pl.String:
         # Without fractions and without a cache of distinct values, parsing is several times as fast.
         first = values.drop_nulls().head(1)
-        usual = (
-            form for form in (PLAIN_TIME, PLAIN_DATE, PLAIN_UTC) if first.str.to_datetime(form, strict=False).count()
-        )
+        usual = (form for form in USUAL_FORMATS if first.str.to_datetime(form, strict=False).count())
         plain = next(usual, PLAIN_TIME)
         typed = values.str.to_datetime(plain, time_unit="us", strict=False, cache=False)
         if typed.null_count() == values.null_count():

@@ -402,7 +402,7 @@ def test_files_cut_short_and_other_encodings(tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(
-        DataError, match=r"labevents\.csv\.gz is (damaged or cut short|malformed).*expected a CSV file in UTF-8"
+        DataError, match=r"labevents\.csv\.gz is (damaged or cut short|malformed).*expected a UTF-8 CSV file"
     ):
         import_source("mimic-iv", raw, tmp_path / "meds")
     file.write_bytes(gzip.compress(gzip.decompress(whole).replace(b"NEG", "négatif".encode("latin-1"))))
