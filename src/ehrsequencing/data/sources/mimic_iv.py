@@ -18,7 +18,7 @@ from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.mimic_iv_tables import SPECS, Context, end_of_day
 from ehrsequencing.data.sources.spool import EventSpool, event, named, summary, write_observation_end
-from ehrsequencing.data.sources.tables import Piece, Table, find_tables, keyed, require_tables
+from ehrsequencing.data.sources.tables import Piece, Table, find_tables, keyed, once, require_tables
 from ehrsequencing.errors import DataError
 
 FOLLOW_UP_DAYS = 365
@@ -147,7 +147,8 @@ def _dictionary(tables: dict[str, Table], name: str) -> pl.DataFrame | None:
         return None
     required, optional = DICTIONARIES[name]
     keys = [column for column in required if column not in ("label", "long_title")]
-    return tables[name].whole(required, optional).rows.drop("row").unique(keys, keep="first", maintain_order=True)
+    piece = tables[name].whole(required, optional)
+    return once(piece.rows.drop("row"), keys, piece.file)
 
 
 def _birth() -> pl.Expr:

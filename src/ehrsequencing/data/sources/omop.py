@@ -171,7 +171,10 @@ class _Finish:
     def _known_visits(self, events: pl.DataFrame) -> pl.DataFrame:
         if self.visits is None:
             return events
-        known = events.filter(pl.col("table") == self.visits).select("subject_id", "visit_id", known=True).unique()
+        visits = events.filter(pl.col("table") == self.visits)
+        known = visits.select("subject_id", "visit_id", known=True).unique()
+        starts = visits.filter(~pl.col("code").str.starts_with("HOSPITAL_DISCHARGE//")).drop_nulls("visit_id")
+        self.conflicts["visits_stated_more_than_once"] += len(starts) - starts["visit_id"].n_unique()
         events = events.join(known, on=["subject_id", "visit_id"], how="left", maintain_order="left")
         unknown = pl.col("visit_id").is_not_null() & pl.col("known").is_null()
         self.conflicts["events_of_visits_that_are_not_in_visit_occurrence"] += events.select(unknown.sum()).item()

@@ -215,6 +215,21 @@ def keyed(piece: Piece, key: str) -> pl.DataFrame:
     return rows
 
 
+def once(rows: pl.DataFrame, keys: list[str], where: str | Path) -> pl.DataFrame:
+    """Rows with a key, each key once; equal rows are one.
+
+    Raises:
+        DataError: rows of one key differ.
+    """
+    rows = rows.drop_nulls(keys).unique(maintain_order=True)
+    if len(twice := rows.filter(pl.struct(keys).is_duplicated())):
+        raise DataError(
+            f"{where} states {', '.join(keys)} twice, and differently",
+            got=", ".join(map(str, twice.select(keys).row(0))), expected="each once",
+        )  # fmt: skip
+    return rows
+
+
 def table_name(path: Path) -> str | None:
     """The name without a suffix that we read, for example `person` of `PERSON.csv.gz`; None for other files."""
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
