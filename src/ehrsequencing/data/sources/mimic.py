@@ -14,7 +14,7 @@ from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.mimic_tables import Context, Spec, end_of_day
 from ehrsequencing.data.sources.spool import EventSpool, event, named, summary, write_observation_end
-from ehrsequencing.data.sources.tables import Piece, Table, keyed
+from ehrsequencing.data.sources.tables import Piece, Table, keyed, once
 
 ADMISSIONS: dict[str, Kind] = {
     "subject_id": "id", "hadm_id": "id", "admittime": "time", "dischtime": "time", "admission_type": "text",
@@ -148,9 +148,10 @@ def _dictionary(release: Release, tables: Mapping[str, Table], name: str) -> pl.
     """Rows of a dictionary, each key once; None where it is missing."""
     if name not in tables:
         return None
-    rows = release.to_dictionary(name, tables[name].whole(*release.dictionaries[name]).rows.drop("row"))
+    piece = tables[name].whole(*release.dictionaries[name])
+    rows = release.to_dictionary(name, piece.rows.drop("row"))
     keys = [column for column in ("itemid", "icd_code", "icd_version") if column in rows.columns]
-    return rows.unique(keys, keep="first", maintain_order=True)
+    return once(rows, keys, piece.file)
 
 
 def _admissions(release: Release, table: Table) -> Piece:

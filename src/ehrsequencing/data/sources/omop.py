@@ -176,6 +176,9 @@ class _Finish:
         ).drop("resolved", "found_unit", "found_text")
         events = end_days(events, self.timed)
         if self.visits is not None:
+            visits = events.filter(pl.col("table") == self.visits).drop_nulls("visit_id")
+            starts = visits.filter(~pl.col("code").str.starts_with("HOSPITAL_DISCHARGE//"))
+            self.conflicts["visits_stated_more_than_once"] += len(starts) - starts["visit_id"].n_unique()
             events, unknown = known_visits(events, self.visits)
             self.conflicts["events_of_visits_that_are_not_in_visit_occurrence"] += unknown
         events, further = first_only(events, DEATH_CODE)

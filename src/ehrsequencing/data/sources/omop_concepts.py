@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from ehrsequencing.data.sources.tables import Advance, Table
+from ehrsequencing.data.sources.tables import Advance, Table, once
 
 PLACEHOLDER = "OMOP//"
 BUILT_IN = (
@@ -70,7 +70,9 @@ def read_concepts(table: Table | None, used: set[int], advance: Advance | None =
             )
     built_in = [(*concept, None) for concept in BUILT_IN]
     known = pl.DataFrame(built_in, schema=_SCHEMA, orient="row").filter(pl.col("concept_id").is_in(wanted.implode()))
-    return pl.concat([*rows, known]).drop_nulls("code").unique("concept_id", keep="first", maintain_order=True)
+    where = "" if table is None else table.files[0]
+    found = once(pl.concat(rows).drop_nulls("code"), ["concept_id"], where)
+    return pl.concat([found, known]).unique("concept_id", keep="first", maintain_order=True)
 
 
 def resolution(codes: pl.Series, concepts: pl.DataFrame) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from ehrsequencing.data.sources.cells import Cells
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, MIDNIGHT, event, named
 from ehrsequencing.data.sources.table_cells import CellReaders, condition
 from ehrsequencing.data.sources.table_mapping import OFFSETS, Codes, EventTable, Subjects, Visits, Where, Wide
-from ehrsequencing.data.sources.tables import Table
+from ehrsequencing.data.sources.tables import Table, once
 
 KEYS = ("subject_id", "visit_id")
 NO_STAY = "visit without a start, or stay without an end that follows its start"
@@ -235,7 +235,8 @@ def visit_times(block: Visits, table: Table, readers: CellReaders) -> pl.DataFra
     """Columns `subject_id`, `visit_id`, `start`, `end` of every visit, each once; in memory."""
     plan = visits_plan(block, table, readers)
     cells = {name: cells for name, cells in plan.cells.items() if name in (*KEYS, "start", "end")}
-    rows = table.whole(cells).rows.drop_nulls(list(KEYS)).unique(list(KEYS), keep="first", maintain_order=True)
+    piece = table.whole(cells)
+    rows = once(piece.rows.drop("row"), list(KEYS), piece.file)
     return rows if "end" in cells else rows.with_columns(end=pl.lit(None, dtype=pl.Datetime("us")))
 
 
@@ -247,6 +248,4 @@ def described(block: Codes, table: Table, readers: CellReaders) -> pl.DataFrame:
     parts = [pl.col(name).str.replace_all(r"\s+", " ") for name in cells]
     prefix = [pl.lit(block.prefix)] if block.prefix is not None else []
     code = pl.concat_str([*prefix, *parts], separator="//")
-    return (
-        rows.select(code=code, described="description").drop_nulls().unique("code", keep="first", maintain_order=True)
-    )
+    return once(rows.select(code=code, described="description").drop_nulls(), ["code"], table.files[0])

@@ -8,7 +8,7 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -211,6 +211,21 @@ def keyed(piece: Piece, key: str) -> pl.DataFrame:
         raise DataError(
             f"{piece.file} repeats values of {key}", got=f"{twice[key][0]}, first in row {twice['row'][0]}",
             expected="each once",
+        )  # fmt: skip
+    return rows
+
+
+def once(rows: pl.DataFrame, keys: Sequence[str], where: str | Path) -> pl.DataFrame:
+    """Rows with a key, each key once; equal rows are one.
+
+    Raises:
+        DataError: rows of one key differ.
+    """
+    rows = rows.drop_nulls(keys).unique(maintain_order=True)
+    if len(twice := rows.filter(rows.select(keys).is_duplicated())):
+        raise DataError(
+            f"{where} states {', '.join(keys)} twice, and differently",
+            got=", ".join(map(str, twice.select(keys).row(0))), expected="each once",
         )  # fmt: skip
     return rows
 

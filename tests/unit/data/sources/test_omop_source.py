@@ -171,6 +171,7 @@ def test_drops_and_conflicts_are_counted(dataset):
         "further_deaths_of_a_person": 1,
         "observation_periods_of_unknown_persons": 1,
         "observation_periods_that_end_before_they_start": 0,
+        "visits_stated_more_than_once": 0,
         "observation_periods_without_a_plausible_end": 0,
     }
     assert manifest["date_only"] is False

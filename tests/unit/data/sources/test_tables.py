@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrsequencing.data.sources.cells import EARLIEST, LATEST, MAX_FLOAT32
-from ehrsequencing.data.sources.tables import BLOCK_BYTES, find_tables
+from ehrsequencing.data.sources.tables import BLOCK_BYTES, find_tables, once
 from ehrsequencing.errors import DataError
 
 
@@ -157,3 +157,10 @@ def test_folders_hidden_and_other_files_are_no_tables(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "B.CSV.GZ").touch()
     assert list(find_tables(tmp_path)) == ["b"]
+
+
+def test_keys_stated_once():
+    rows = pl.DataFrame({"key": [1, 1, 2, None], "text": ["a", "a", "b", "c"]})
+    assert once(rows, ["key"], "d.csv").rows() == [(1, "a"), (2, "b")]
+    with pytest.raises(DataError, match="d.csv states key twice, and differently; got 1; expected each once"):
+        once(rows.with_columns(text=pl.Series(["a", "x", "b", "c"])), ["key"], "d.csv")
