@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,10 @@ def spooled(path: Path, column: str, start: int = 0, stop: int | None = None) ->
     return np.fromfile(file, dtype=dtype, count=-1 if stop is None else stop - start, offset=start * dtype.itemsize)
 
 
+_READING = threading.Lock()
+"""numpy reads a header as a Python literal, at which two threads of Python 3.11 can fail with a SystemError."""
+
+
 def save_mark(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays so that the file is there whole or not at all."""
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
@@ -137,7 +142,7 @@ def save_mark(path: Path, **arrays: np.ndarray) -> None:
 def load_mark(path: Path) -> dict[str, np.ndarray] | None:
     """Arrays that `save_mark` wrote; None where they are missing or damaged (a zip file has checksums)."""
     try:
-        with path.open("rb") as stream, np.load(stream) as content:
+        with _READING, path.open("rb") as stream, np.load(stream) as content:
             return dict(content)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None

@@ -174,13 +174,13 @@ class ValueStatistics:
     def save(self, path: str | Path) -> None:
         """Write JSON, one (code, unit) a line."""
         edges, grid = self._inner_edges(), iter(_shortest(self.grid.ravel()))
+        encode = json.JSONEncoder(ensure_ascii=False).encode
         lines = ",\n".join(
-            json.dumps(
+            encode(
                 {
                     "code": code, "unit": self.units[row], "n": int(self.n[row]), "mean": float(self.mean[row]),
                     "sd": float(self.sd[row]), "edges": edges[row], "grid": list(islice(grid, GRID_POINTS)),
-                },
-                ensure_ascii=False,
+                }
             )
             for row, code in enumerate(self.codes)
         )  # fmt: skip
@@ -254,7 +254,7 @@ def _bin_edges(
     if len(values) <= MAX_DISCRETE_BINS or (countable and counts[common].sum() >= _MOSTLY * total):
         return _merged_edges(values.tolist(), counts.tolist(), enough, max_discrete_bins)
     inner = np.unique(_quantiles(values, counts, np.arange(1, value_bins), value_bins))
-    return _shortest(inner[inner < values[-1]])
+    return [float(edge) for edge in inner if edge < values[-1]]
 
 
 def _merged_edges(uppers: list[float], masses: list[int], enough: float, most: int) -> list[float]:

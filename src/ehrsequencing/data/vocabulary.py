@@ -160,11 +160,9 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Write JSON, one token a line."""
+        encode = json.JSONEncoder(ensure_ascii=False).encode
         columns = (self.tokens, self._token_codes(), self.kinds.tolist(), self.counts.tolist())
-        rows = (
-            json.dumps([token, code, KINDS[kind], count], ensure_ascii=False)
-            for token, code, kind, count in zip(*columns, strict=True)
-        )
+        rows = (encode([token, code, KINDS[kind], count]) for token, code, kind, count in zip(*columns, strict=True))
         lines = ",\n".join(rows)
         head = '"columns": ["token", "code", "kind", "count in train"]'
         write_text(path, f'{{"hash": "{self.hash}",\n{head},\n"tokens": [\n{lines}\n]}}\n')
