@@ -173,9 +173,7 @@ def labs(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
     known = _known(rows)
     value, text = pl.col("valuenum"), pl.when(~pl.col("value").is_in(["___"])).then(pl.col("value"))
     flagged = pl.col("flag").is_not_null()
-    ranged = {"ref_range_lower", "ref_range_upper"} <= set(rows.columns)
-    outside = range_flag("valuenum", "ref_range_lower", "ref_range_upper") if ranged else pl.lit(None, dtype=pl.String)
-    return [
+    events = [
         event(
             rows, pl.coalesce(named("LOINC", "loinc_code"), local), known, "lab", visit=VISIT, value=value,
             unit=pl.col("valueuom"), text=pl.when(value.is_null()).then(text), description=pl.col("label"),
@@ -184,11 +182,13 @@ def labs(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
             rows, named("LAB_FLAG", "itemid", "flag"), known, "lab", visit=VISIT, where=flagged,
             description=pl.concat_str([pl.col("label"), pl.lit(": "), pl.col("flag")]),
         ),
-        event(
-            rows, named("LAB_FLAG", "itemid", outside), known, "lab", visit=VISIT, where=outside.is_not_null(),
-            description=pl.concat_str([pl.col("label"), pl.lit(": "), outside]),
-        ),
     ]  # fmt: skip
+    if "ref_range_lower" in rows.columns:
+        outside = range_flag("valuenum", "ref_range_lower", "ref_range_upper")
+        description = pl.concat_str([pl.col("label"), pl.lit(": "), outside])
+        where, code = outside.is_not_null(), named("LAB_FLAG", "itemid", outside)
+        events.append(event(rows, code, known, "lab", visit=VISIT, where=where, description=description))
+    return events
 
 
 def microbiology_code(test: str) -> pl.Expr:
