@@ -1,6 +1,6 @@
 """Rows a second and peak memory of `ehrseq import`, per source, on generated files.
 
-    python benchmarks/importers.py [FOLDER] [--rows 2000000] [--sources mimic-iv omop table uci-diabetes] [--gzip]
+    python benchmarks/importers.py [FOLDER] [--rows 2000000] [--sources mimic-iv omop table] [--gzip]
 
 The files have the columns of the source, one large table of `--rows` rows (labevents, measurement, labs, encounters)
 with a subject per 400 rows, and values drawn at random. Each import is a process of its own; its rate counts the rows
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where files go; a temporary folder by default")
     parser.add_argument("--rows", type=int, default=2_000_000)
-    parser.add_argument("--sources", nargs="+", default=["mimic-iv", "omop", "table", "uci-diabetes"])
+    parser.add_argument("--sources", nargs="+", default=["mimic-iv", "omop", "table"])
     parser.add_argument("--gzip", action="store_true", help="compress the large tables")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
