@@ -160,3 +160,22 @@ def test_onsets_are_new_in_both_versions_of_icd(dataset, events):
     )
     assert coded["code"].str.starts_with("ICD9CM").any() and before.is_empty()
     assert "also hold ICD9CM" in build_labels(dataset, "onset:ICD10CM//I10@365", CohortRules(0))[1]["notes"][0]
+
+
+def test_rules_of_visits_and_codes(dataset, events, tmp_path):
+    """Visits by gaps and codes of three characters, counted from the events in another way."""
+    store = prepare(dataset.path, tmp_path / "store", visits="visit_id+gap:72h", roll_up=["icd10=3", "icd9=3"])
+    dated = events.filter(pl.col("time").is_not_null(), ~pl.col("code").str.starts_with("MEDS_"))
+    loose = dated.filter(pl.col("visit_id").is_null()).sort("subject_id", "time")
+    gap = pl.col("time") - pl.col("time").shift(1)
+    begins = (pl.col("subject_id") != pl.col("subject_id").shift(1)).fill_null(True) | (gap > pl.duration(hours=72))
+    visits = loose.select(begins.sum()).item() + dated["visit_id"].n_unique() - 1
+    assert sum(store.manifest["counts"][split]["visits"] for split in SPLITS) == visits
+    diagnoses = raw("hosp/diagnoses_icd").select("icd_version", code=pl.col("icd_code").str.strip_chars())
+    kept = pl.when((pl.col("icd_version") == 9) & pl.col("code").str.starts_with("E")).then(4).otherwise(3)
+    categories = diagnoses.select("icd_version", pl.col("code").str.slice(0, kept)).unique()
+    known = set(store.rolled_codes.values())
+    found = {f"ICD{'9' if version == 9 else '10'}CM//{code}" for version, code in categories.iter_rows()}
+    assert known <= found
+    book = set(dataset.codes()["code"])
+    assert {store.rolled_codes.get(code, code) for code in book if code.startswith(("ICD9CM", "ICD10CM"))} == found

@@ -120,3 +120,26 @@ def test_preparation(dataset, events, tmp_path):
     store = prepare(dataset.path, tmp_path / "store")
     assert sum(store.manifest["counts"][split]["events"] for split in SPLITS) == len(events) - 2694
     assert sum(store.manifest["counts"][split]["subjects_without_birth"] for split in SPLITS) == 0
+
+
+def test_drugs_roll_up_to_their_ingredients(dataset, tmp_path):
+    """Against the tables: a drug with one ingredient becomes it, one with several stays."""
+    names = (
+        raw("concept")
+        .filter(vocabulary_id="RxNorm")
+        .select("concept_id", "concept_class_id", code="RXNORM//" + pl.col("concept_code").cast(pl.String))
+    )
+    above = raw("concept_ancestor").filter(pl.col("min_levels_of_separation") > 0)
+    ingredients = (
+        above.join(names, left_on="descendant_concept_id", right_on="concept_id")
+        .join(names.filter(concept_class_id="Ingredient"), left_on="ancestor_concept_id", right_on="concept_id")
+        .group_by("code").agg(pl.col("code_right").unique())
+    )  # fmt: skip
+    one = ingredients.filter(pl.col("code_right").list.len() == 1).explode("code_right")
+    used = dataset.codes().select("code")
+    expected = dict(one.join(used, on="code").select("code", "code_right").iter_rows())
+    store = prepare(dataset.path, tmp_path / "store", roll_up=["rxnorm=ingredient"])
+    assert {code: broader for code, broader in store.rolled_codes.items() if code != broader} == expected
+    assert len(expected) == 80
+    several = ingredients.filter(pl.col("code_right").list.len() > 1).join(used, on="code")
+    assert store.manifest["roll_up"]["left_with_several_parents"] == len(several) == 16

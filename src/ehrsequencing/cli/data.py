@@ -134,6 +134,11 @@ def prepare(
     for split in ("train", "tuning", "held_out"):
         part = made.split(split)
         say(f"{split}: {len(part):,} subjects, {int(part.offsets[-1]):,} events")
+    if rolled := made.manifest.get("roll_up"):
+        say(f"roll-up: {rolled['codes_before']:,} codes became {rolled['codes_after']:,}")
+    if "units" in made.manifest:
+        converted = made.manifest["units"]
+        say(f"units: {sum(row['events'] for row in converted):,} numbers of {len(converted):,} pairs of code and unit")
     say(f"vocabulary: {len(made.vocabulary):,} tokens; token store written to {store}")
 
 

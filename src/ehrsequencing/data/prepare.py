@@ -15,13 +15,13 @@ from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.parallel import task_map
 from ehrsequencing.data.rules import Rules, reused_rules
 from ehrsequencing.data.stages import Stages
-from ehrsequencing.data.store import FORMAT_VERSION, MARK, TokenStore, write_manifest
+from ehrsequencing.data.store import FORMAT_VERSION, MARK, ROLLED_FILE, TokenStore, write_manifest
 from ehrsequencing.data.unknown import unknown_codes
 from ehrsequencing.data.values import VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from ehrsequencing.data.workspace import workspace
 from ehrsequencing.errors import ConfigError, DataError, StoreError
-from ehrsequencing.io import hash_bytes, publish_directory, replaceable, versions
+from ehrsequencing.io import hash_bytes, publish_directory, replaceable, versions, write_text
 
 MIN_COUNT, VALUE_BINS = 5, 5
 MAX_DEFAULT_WORKERS = 8
@@ -149,6 +149,8 @@ def prepare(
             vocabulary.with_counts(token_counts).save(folder / VOCABULARY_FILE)
             statistics.save(folder / VALUES_FILE)
             rules.save(folder)
+            if stages.rolled_codes:
+                write_text(folder / ROLLED_FILE, json.dumps(stages.rolled_codes, indent=0, ensure_ascii=False) + "\n")
             origin = "reused" if reused else "the dataset's fixed code book" if dataset.fixed_code_book else "fitted"
             write_manifest(
                 folder,

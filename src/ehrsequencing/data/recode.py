@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ class Recoding:
     Attributes:
         codes: New code of each code that changes.
         pairs: By code before roll-up and unit ("" where none is stated): new unit, factor, offset.
+        standing: `RolledUp.standing`; {} without a roll-up.
     """
 
     codes: dict[str, str]
     pairs: dict[tuple[str, str], tuple[str, float, float]]
+    standing: dict[str, str] = field(default_factory=dict)
 
     def apply(self, found: Columns) -> Columns:
         """Events in new units and under new codes.
@@ -136,11 +138,14 @@ def recoding(
     account: dict[str, Any] = {}
     pairs = _unit_changes(seen, rules.units, account, must_change)
     book = dataset.codes_with(seen.group_by("code").agg(numeric=(pl.col("in_train") > 0).any()))
-    codes = _code_changes(dataset.path, book, rules.roll_up, account, must_change)
+    done = _code_changes(dataset.path, book, rules.roll_up, account, must_change)
     changed = Recoding(
-        dict(codes.iter_rows()),
+        done.table,
         {(code, unit): (new, factor, offset) for code, unit, new, factor, offset in pairs.iter_rows()},
+        done.standing,
     )
+    schema = {"code": pl.String(), "new_code": pl.String()}
+    codes = pl.DataFrame(list(done.table.items()), schema=schema, orient="row")
     return changed, _new_book(book, codes), account
 
 
@@ -186,17 +191,16 @@ def _unit_changes(
 
 def _code_changes(
     path: Path, book: pl.DataFrame, rules: tuple[str, ...], account: dict[str, Any], must_change: bool
-) -> pl.DataFrame:
-    schema = {"code": pl.String(), "new_code": pl.String()}
+) -> RolledUp:
     if not rules:
-        return pl.DataFrame(schema=schema)
+        return RolledUp({}, {}, 0, 0)
     book = book.filter(~pl.col("code").is_in([BIRTH_CODE, DEATH_CODE]))
     done = roll_up(
         book["code"].to_list(), rules, _parents(path), book.filter("numeric")["code"].to_list(),
         must_change=must_change,
     )  # fmt: skip
     account["roll_up"] = _roll_up_account(book, done)
-    return pl.DataFrame(list(done.table.items()), schema=schema, orient="row")
+    return done
 
 
 def _roll_up_account(book: pl.DataFrame, done: RolledUp) -> dict[str, int]:
@@ -215,9 +219,10 @@ def _parents(path: Path) -> dict[str, list[str]]:
     file = path / CODES_FILE
     if not file.exists() or "parent_codes" not in pl.read_parquet_schema(file):
         return {}
-    table = pl.read_parquet(file, columns=["code", "parent_codes"]).drop_nulls()
-    if table.schema["parent_codes"] != pl.List(pl.String):
-        raise DataError(
-            f"parent_codes of {file} have the wrong type", got=table.schema["parent_codes"], expected="lists of codes"
-        )
-    return {code: [parent for parent in above if parent] for code, above in table.iter_rows()}
+    table = pl.read_parquet(file, columns=["code", "parent_codes"])
+    found = table.schema["parent_codes"]
+    inner = found.inner if isinstance(found, pl.List) else found
+    if inner not in (pl.String, pl.Categorical, pl.Null) or (inner == found and found != pl.Null):
+        raise DataError(f"parent_codes of {file} have the wrong type", got=found, expected="lists of codes")
+    listed = table.cast({"code": pl.String, "parent_codes": pl.List(pl.String)}).drop_nulls()
+    return {code: [parent for parent in above if parent] for code, above in listed.iter_rows()}

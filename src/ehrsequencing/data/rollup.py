@@ -38,11 +38,14 @@ class RolledUp:
 
     Attributes:
         table: Code to broader code, of the codes that change.
+        standing: The same with the broader codes that are codes of the book themselves, standing for themselves; by
+            code.
         ambiguous: Codes left alone because they have several parents.
         with_values: Codes left alone because they carry numbers, which no parent shares.
     """
 
     table: dict[str, str]
+    standing: dict[str, str]
     ambiguous: int
     with_values: int
 
@@ -122,7 +125,8 @@ def roll_up(
                 remedy="leave it out",
             )  # fmt: skip
     table = {code: broader for code, broader in now.items() if broader != code}
-    return RolledUp(table, len(ambiguous), len(with_values))
+    standing = {broader: broader for broader in table.values() if broader in now} | table
+    return RolledUp(table, dict(sorted(standing.items())), len(ambiguous), len(with_values))
 
 
 def _climbed(code: str, parents: Mapping[str, Sequence[str]], steps: int, only: tuple[str, ...]) -> tuple[str, bool]:

@@ -47,6 +47,7 @@ class Stages:
     Attributes:
         ends: As `MedsDataset.observation_end`.
         account: What roll-up and units changed, for the manifest; once scanned.
+        rolled_codes: `RolledUp.standing`; {} without a roll-up; once scanned.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Stages:
         self._dataset, self._work, self._rules, self._run = dataset, work.absolute(), rules, run
         self._progress, self._must_change = progress, must_change
         self.account: dict[str, Any] = {}
+        self.rolled_codes: dict[str, str] = {}
         self.ends = dataset.observation_end()
         self._pieces = _pieces(dataset)
         # A block per million rows, as far as it can be told before the events are read.
@@ -118,6 +120,7 @@ class Stages:
             return self._dataset.codes_with(pl.DataFrame(schema={"code": pl.String, "numeric": pl.Boolean})), None
         numbers = list(self._run(count_numbers, self._pieces))
         changed, book, self.account = recoding(self._dataset, numbers, self._rules, must_change=self._must_change)
+        self.rolled_codes = changed.standing
         changed.save(self._work / "recoding.json")
         return book, self._work / "recoding.json"
 

@@ -26,6 +26,7 @@ EVENT_COLUMNS = {"code": "<i4", "visit": "<i4", "time": "<i8", "value": "<f4", "
 NARROW_COLUMNS = {"code": "<u2", "visit": "<i2", "statistic": "<i2"}
 """Types that take the place of those above where every number of a store fits, with room for adding 1."""
 SUBJECT_COLUMNS = {"subject_id": "<i8", "birth_time": "<i8", "death_time": "<i8", "offsets": "<i8"}
+ROLLED_FILE = "rolled_codes.json"
 OBSERVATION_COLUMN = "observation_end"
 """Column of subjects in stores whose dataset states the end of observation; stores without it stay readable."""
 _REMEDY = "run `ehrseq prepare` again"
@@ -178,6 +179,15 @@ class TokenStore:
                 got=values.hash, expected=self.manifest["values"]["hash"], remedy=_REMEDY,
             )  # fmt: skip
         return values
+
+    @cached_property
+    def rolled_codes(self) -> dict[str, str]:
+        """Codes of the dataset that were rolled up, or that others were rolled up to, with what stands for them.
+
+        {} where none was.
+        """
+        file = self.path / ROLLED_FILE
+        return dict(read_json(file, StoreError, _REMEDY)) if file.exists() else {}
 
     @property
     def fingerprint(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -196,14 +196,21 @@ class AuditData:
     def outcome_time(self) -> np.ndarray | None:
         """First code of the task in each example's record, int64 microseconds; `STATIC_TIME` for one without a date.
 
-        The largest int64 where there is none; None for tasks without codes.
+        The largest int64 where there is none; None for tasks without codes, and where the store rolled them up
+        together with others.
         """
         codes, matched = self.manifest.get("codes"), self.manifest.get("matched_codes")
         if not codes or not isinstance(codes, list) or self.kind not in ("binary", "survival"):
             return None
         vocabulary = self.store.vocabulary
         # `matched_codes` are whole codes; without them the patterns are prefixes.
-        known = np.isin(vocabulary.base_codes, matched) if isinstance(matched, list) else codes_like(vocabulary, codes)
+        known, alone = (
+            standing_for(self.store, set(matched).__contains__)
+            if isinstance(matched, list)
+            else codes_like(self.store, codes)
+        )
+        if not alone:
+            return None
         wanted = np.append(known, False)[vocabulary.base_ids]
         never = np.iinfo(np.int64).max
         found = np.full(len(self.subject_id), never, dtype=np.int64)
@@ -252,10 +259,18 @@ def _positives(labels: pl.DataFrame, kind: str) -> tuple[tuple[str, ...], np.nda
     return (), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
 
-def codes_like(vocabulary: Vocabulary, prefixes: Sequence[Any]) -> np.ndarray:
-    """Bool [base codes]: the code begins with one of the prefixes."""
-    wanted = tuple(map(str, prefixes))
-    return np.array([code.startswith(wanted) for code in vocabulary.base_codes], dtype=bool)
+def codes_like(store: TokenStore, prefixes: Sequence[Any]) -> tuple[np.ndarray, bool]:
+    """`standing_for` the codes that begin with one of the prefixes."""
+    return standing_for(store, lambda code: code.startswith(tuple(map(str, prefixes))))
+
+
+def standing_for(store: TokenStore, wanted: Callable[[str], bool]) -> tuple[np.ndarray, bool]:
+    """Bool [base codes]: the code, or one that was rolled up into it, is wanted; and whether those are all wanted."""
+    rolled = store.rolled_codes
+    targets = {broader for code, broader in rolled.items() if wanted(code)}
+    mixed = {broader for code, broader in rolled.items() if not wanted(code)}
+    known = np.array([wanted(code) or code in targets for code in store.vocabulary.base_codes], dtype=bool)
+    return known, targets.isdisjoint(mixed)
 
 
 @dataclass(frozen=True)

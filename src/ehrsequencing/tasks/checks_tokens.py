@@ -108,7 +108,7 @@ def _own_codes(data: AuditData, category: str) -> np.ndarray:
     """Bool [base codes + 1]: the codes that a category of a multi-label task stands for."""
     definitions = data.manifest.get("definitions")
     prefixes = definitions.get(category) if isinstance(definitions, dict) else None
-    known = codes_like(data.store.vocabulary, prefixes if isinstance(prefixes, list) and prefixes else [category])
+    known, _ = codes_like(data.store, prefixes if isinstance(prefixes, list) and prefixes else [category])
     return np.append(known, False)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_data import write_split
 
 from ehrsequencing.data.batching import UNKNOWN_AGE, Batch, BatchSource, plan_batches
+from ehrsequencing.data.rules import Rules
 from ehrsequencing.data.schema import MICROSECONDS_PER_DAY, STATIC_TIME
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.values import GRID_POINTS, ValueStatistics
@@ -187,6 +188,38 @@ def check_example(batch, row, events, until, max_length):
     np.testing.assert_allclose(batch.values[row].numpy(), np.float32(shares))
     known = [years for years in batch.ages[row, 1 + len(static) : 1 + len(kept)].tolist() if years != UNKNOWN_AGE]
     assert known == sorted(known)
+
+
+@settings(max_examples=40)
+@given(rows_strategy, st.integers(-1, 9), st.integers(2, 9), st.sampled_from([None, -9000]))
+def test_canonical_order_is_by_visit_kind_and_code_and_changes_nothing_else(rows, until, max_length, birth_day):
+    """The rows that are seen, the age at the last of them, and what belongs to each row stay the same."""
+    # Visits numbered by their first row, as prepare numbers them.
+    first = {}
+    for row in sorted((row for row in rows if row["day"] is not None), key=lambda row: row["day"]):
+        first.setdefault(row["visit"], len(first))
+    rows = stored([{**row, "visit": first.get(row["visit"], 0)} for row in rows], birth_day)
+    batches = []
+    with tempfile.TemporaryDirectory() as plain, tempfile.TemporaryDirectory() as other:
+        Rules(order_within_visit="canonical").save(Path(other))
+        for folder in (plain, other):
+            split = write_split(Path(folder), {3: rows, 4: rows})
+            examples = Examples(np.array([1, 0]), np.full(2, until * DAY), None, split.subject_id[[1, 0]])
+            batches.append(BatchSource(split, examples, PERCENTS, max_length=max_length).build(np.arange(2)))
+    names = ("visit_ids", "kinds", "codes", "values", "times", "ages", "mask")
+    by_time, canonical = (
+        [
+            list(zip(*(getattr(batch, name)[row].nan_to_num(-1).tolist() for name in names), strict=True))
+            for row in (0, 1)
+        ]
+        for batch in batches
+    )
+    for one, other in zip(by_time, canonical, strict=True):
+        assert one[0] == other[0], "CLS and the age at the last event"
+        assert sorted(one) == sorted(other)
+        dated = [row for row in other[1:] if row[0] > 0]
+        assert [row[:3] for row in dated] == sorted(row[:3] for row in dated)
+    assert canonical[0] == canonical[1]
 
 
 def fields_of(batch):

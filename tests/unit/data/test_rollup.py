@@ -71,6 +71,12 @@ def test_roll_ups_follow_each_other():
     assert roll_up(["RXNORM//1"], ["parents=1", "atc=4"], parents).table == {"RXNORM//1": "ATC//A10B"}
 
 
+def test_a_broader_code_of_the_book_stands_for_itself():
+    done = roll_up(["ICD10CM//E11", "ICD10CM//E11.9", "ICD10CM//I10", "ICD10CM//I50.9"], ["icd10=3"], {})
+    assert done.standing == {**done.table, "ICD10CM//E11": "ICD10CM//E11"}
+    assert len(done.table) == 2
+
+
 def test_a_roll_up_that_changes_nothing_is_refused_unless_it_came_with_a_vocabulary():
     codes = ["ICD10CM//E11", "LOINC//1"]
     with pytest.raises(ConfigError, match=r"roll-up icd10=3 changes no code; got 2 codes. Remedy: leave it out"):

@@ -6,8 +6,10 @@ import polars as pl
 import pytest
 from small_data import day
 
+from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.rules import RULES_FILE, Rules, refuse_other_rules
+from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, DataError, StoreError, VocabularyMismatchError
 
@@ -110,6 +112,30 @@ def test_codes_are_rolled_up_with_kind_and_counts(meds, tmp_path):
     assert GLUCOSE in parents.vocabulary.base_codes, "a laboratory value is none of its parent"
 
 
+@pytest.mark.parametrize(
+    ("parents", "message"),
+    [
+        (pl.Series([["RXNORM//9"]], dtype=pl.List(pl.Categorical)), None),
+        (pl.Series([["RXNORM//9", None]]), None),
+        (pl.Series([None]), "changes no code"),
+        (pl.Series([[]], dtype=pl.List(pl.Null)), "changes no code"),
+        (pl.Series(["RXNORM//9"]), "parent_codes of .*codes.parquet have the wrong type; got String; expected lists"),
+        (pl.Series([[9]]), "have the wrong type; got List"),
+    ],
+)
+def test_parents_of_other_tools(write_meds, tmp_path, parents, message):
+    meds = write_meds(train=[[(1, day(number), "RXNORM//1") for number in range(9)]])
+    (meds / "metadata").mkdir()
+    pl.DataFrame({"code": ["RXNORM//1"], "parent_codes": parents}).write_parquet(meds / "metadata" / "codes.parquet")
+    if message is None:
+        store = prepare(meds, tmp_path / "store", roll_up=["rxnorm=ingredient"])
+        assert store.vocabulary.base_codes == ("RXNORM//9",)
+        assert store.rolled_codes == {"RXNORM//1": "RXNORM//9"}
+        return
+    with pytest.raises((ConfigError, DataError), match=message):
+        prepare(meds, tmp_path / "store", roll_up=["rxnorm=ingredient"])
+
+
 def test_numbers_without_bins_keep_their_distribution(meds, tmp_path):
     store = prepare(meds, tmp_path / "store", values="none")
     assert not [token for token in store.vocabulary.tokens if "//Q" in token]
@@ -128,6 +154,27 @@ def test_visits_follow_the_rule(meds, tmp_path):
     assert counts == {"visit_id+day": 18, "day": 16, "gap:10h": 32, "gap:11h": 16, "visit_id+gap:48h": 4, "gap:72h": 2}
     with pytest.raises(DataError, match="needs a visit_id in every event"):
         prepare(meds, tmp_path / "none", visits="visit_id")
+
+
+def test_equal_visits_give_equal_tokens_in_canonical_order(write_meds, tmp_path):
+    """One visit a subject, its events at other times of the day: equal for the model, but not where time decides."""
+    random = np.random.default_rng(0)
+    codes = ["ICD10CM//A", "ICD10CM//B", "LOINC//1", "LOINC//1", "RXNORM//2"]
+    events = []
+    for subject in range(20):
+        for number, code in zip(random.permutation(5), codes, strict=True):
+            value = float(number > 2) if code == "LOINC//1" else None
+            events.append((subject, day(1) + timedelta(minutes=int(number)), code, value))
+        events += [(subject, day(1), "LOINC//1", 1.0), (subject, day(2), "ICD10CM//A")]
+    meds = write_meds(train=[events])
+    distinct = {}
+    for order in ("time", "canonical"):
+        store = prepare(meds, tmp_path / order, order_within_visit=order, values="none")
+        train = store.split("train")
+        batch = BatchSource(train, Examples.whole_histories(train), store.values).build(np.arange(20))
+        distinct[order] = len({tuple(row) for row in batch.codes.tolist()})
+        assert (np.diff(train.time.reshape(20, -1)) >= 0).all(), "the store stays in the order of time"
+    assert distinct["time"] > 10 and distinct["canonical"] == 1
 
 
 @pytest.mark.parametrize(
