@@ -223,7 +223,7 @@ def check_source(
     pairs: Mapping[str, Iterable[tuple[str, str]]] | None = None,
     skip: Collection[str] = (),
     lists: Collection[str] = (),
-    examples: int = 15,
+    examples: int = 10,
     **options: Any,
 ) -> None:
     """Import `examples` damaged copies of `clean`, and hold each result to `check_damaged`.
