@@ -37,11 +37,12 @@ finite = st.floats(-1e6, 1e6, width=32)
 
 
 @given(st.lists(finite, min_size=1, max_size=300), st.lists(finite, min_size=1, max_size=20))
-def test_percentiles_and_distribution_agree_with_numpy_and_scipy(values, probes):
+def test_percentiles_and_distribution_agree_with_the_definition_and_scipy(values, probes):
     values = np.asarray(values, dtype=np.float32)
     statistics = fit({("A", ""): values})
-    expected = np.quantile(values, np.arange(GRID_POINTS) / 100, method="inverted_cdf")
-    np.testing.assert_array_equal(statistics.grid[0], np.maximum(expected, values.min()))
+    # The inverted distribution in integers: numpy's own takes 0.28 * 25 for more than 7.
+    ranks = -(-np.arange(GRID_POINTS) * len(values) // 100)
+    np.testing.assert_array_equal(statistics.grid[0], np.sort(values)[np.maximum(ranks, 1) - 1])
     assert statistics.n[0] == len(values)
     np.testing.assert_allclose(statistics.mean[0], values.mean(dtype=np.float64), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(statistics.sd[0], values.std(dtype=np.float64), rtol=1e-6, atol=1e-6)
