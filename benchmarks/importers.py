@@ -159,6 +159,8 @@ def main() -> None:
     print(f"{'source':<14} {'rows':>11} {'events':>11} {'MB':>7} {'seconds':>8} {'CPU s':>7} {'rows/s':>10} "
           f"{'rows/CPU s':>11} {'peak MB':>8} {'shards':>7}")  # fmt: skip
     for source in arguments.sources:
+        if arguments.folder is not None:
+            arguments.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             folder = Path(name)
             (folder / "raw").mkdir()
