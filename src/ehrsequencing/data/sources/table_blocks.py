@@ -10,7 +10,7 @@ import polars as pl
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.cells import Cells
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, MIDNIGHT, event, named
-from ehrsequencing.data.sources.table_cells import CellReaders, condition
+from ehrsequencing.data.sources.table_cells import CellReaders, condition, has_clock
 from ehrsequencing.data.sources.table_mapping import OFFSETS, Codes, EventTable, Subjects, Visits, Where, Wide
 from ehrsequencing.data.sources.tables import Table, once
 
@@ -52,7 +52,7 @@ def clock(form: str | None, time: pl.Expr) -> pl.Expr:
     """How well a time is known: see `spool.EXACT` and its neighbours."""
     if form in OFFSETS:
         return pl.lit(EXACT)
-    if form is not None and not any(part in form for part in ("%H", "%I", "%T", "%R", "%s", "%c", "%X")):
+    if form is not None and not has_clock(form):
         return pl.lit(DATE_ONLY)
     return pl.when(time == time.dt.truncate("1d")).then(MIDNIGHT).otherwise(EXACT)
 
@@ -154,6 +154,9 @@ def visits_plan(block: Visits, table: Table, readers: CellReaders) -> Plan:
     )  # fmt: skip
 
 
+DAY_END = pl.duration(days=1) - pl.duration(seconds=1)
+
+
 def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: pl.DataFrame | None) -> Plan:
     """One event per row, or per filled cell of a wide table."""
     cells: dict[str, Cells] = {"subject_id": readers.subject(block.subject)}
@@ -163,6 +166,7 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
     for name, columns in (("time", block.time), ("known", block.known)):
         if columns is not None:
             cells[name] = readers.time(columns, block.time_format)
+            cells[f"{name}:date"] = readers.date_only(columns, block.time_format)
     codes = [block.code] if isinstance(block.code, str) else block.code or []
     cells |= {f"code:{place}": readers.text(column) for place, column in enumerate(codes)}
     if block.value is not None:
@@ -179,13 +183,29 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
     def optional(name: str) -> pl.Expr | None:
         return pl.col(name) if name in cells else None
 
-    def timed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Expr | None]:
+    def timed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Expr | None, pl.Expr]:
+        """Rows, when each is known, and how well: at the later of both times, a date being over at its end."""
         if block.undated:
-            return rows, None
+            return rows, None, pl.lit(EXACT)
         if block.at_visit is not None and visits is not None:
             known = visits.select(*KEYS, time=block.at_visit)
             rows = rows.join(known, on=list(KEYS), how="left", maintain_order="left")
-        return rows, pl.max_horizontal("time", "known") if "known" in cells else pl.col("time")
+            return rows, pl.col("time"), clock(None, pl.col("time"))
+        stamps = []
+        for name in ("time", "known"):
+            if name in cells:
+                of_date = pl.col(f"{name}:date") == 1
+                exact = clock(block.time_format, pl.col(name))
+                end = pl.col(name) + pl.when(of_date).then(DAY_END).otherwise(pl.duration())
+                stamps.append((pl.col(name), pl.when(of_date).then(DATE_ONLY).otherwise(exact), end))
+        (time, known_to, end), *later = stamps
+        for other, other_to, other_end in later:
+            takes = other.is_not_null() & (time.is_null() | (other_end > end))
+            time, known_to = (
+                pl.when(takes).then(other).otherwise(time),
+                pl.when(takes).then(other_to).otherwise(known_to),
+            )
+        return rows, time, known_to
 
     def prefixed(*parts: str | pl.Expr) -> pl.Expr:
         if block.prefix is not None:
@@ -194,10 +214,7 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
         return pl.concat_str([first, *rest], separator="//").str.replace_all(r"\s+", " ")
 
     def events(rows: pl.DataFrame) -> list[pl.DataFrame]:
-        rows, time = timed(rows)
-        known = clock(block.time_format if block.at_visit is None else None, pl.lit(None) if time is None else time)
-        if time is None:
-            known = pl.lit(EXACT)
+        rows, time, known = timed(rows)
         if wide:
             return [_of_cell(rows, name, each, time, known) for name, each in wide.items()]
         code = prefixed(pl.lit(block.constant)) if block.constant is not None else prefixed(*_names("code", len(codes)))

@@ -93,10 +93,43 @@ class CellReaders:
 
         return Cells("time", tuple(name.lower() for name in names), reader)
 
+    def date_only(self, columns: str | list[str], form: str | None) -> Cells:
+        """1 where a cell that `time` reads is a date without a time of day, else 0."""
+        names = (columns,) if isinstance(columns, str) else tuple(columns)
+
+        def reader(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
+            return dates(values, form), None
+
+        return Cells("number", tuple(name.lower() for name in names), reader)
+
     def age(self, column: str) -> Cells:
         """Births from ages in years at the origin."""
         seconds, origin, number = -DAYS_PER_YEAR * 86400, self.mapping.since(), self.number("").read
         return Cells("time", (column.lower(),), lambda values: since(values, origin, seconds, number))
+
+
+def dates(values: pl.Series, form: str | None) -> pl.Series:
+    """1.0 where a time is written without a time of day, else 0.0.
+
+    >>> dates(pl.Series(["2020-01-31", "2020-01-31 08:05"]), None).to_list()
+    [1.0, 0.0]
+    >>> dates(pl.Series(["31.01.2020", "31.01.2020 08:05"]), "%d.%m.%Y %H:%M").to_list()
+    [1.0, 0.0]
+    """
+    if form in OFFSETS:
+        return pl.repeat(0.0, len(values), eager=True)
+    if form is None or values.dtype != pl.String:
+        timed = values.cast(pl.String).str.contains(":", literal=True)
+    elif has_clock(form):
+        timed = stripped(values).str.to_datetime(form, time_unit="us", strict=False).is_not_null()
+    else:
+        return pl.repeat(1.0, len(values), eager=True)
+    return (~timed).fill_null(False).cast(pl.Float64)
+
+
+def has_clock(form: str) -> bool:
+    """Whether a format of `strptime` has a time of day."""
+    return any(part in form for part in ("%H", "%I", "%T", "%R", "%X", "%c", "%s", "%r"))
 
 
 def formatted(values: pl.Series, form: str) -> tuple[pl.Series, pl.Series | None]:
@@ -110,6 +143,8 @@ def formatted(values: pl.Series, form: str) -> tuple[pl.Series, pl.Series | None
     if values.dtype != pl.String and not values.dtype.is_integer():
         return READERS["time"](values)
     text = stripped(values.cast(pl.String))
+    date, _, rest = form.partition(" ")
+    days = formatted(text, date)[0] if has_clock(rest) and not has_clock(date) else None
     for part, known in (("-%m", ("%m", "%b", "%B", "%j", "%F")), ("-%d", ("%d", "%e", "%j", "%F"))):
         if not any(name in form for name in known):
             text, form = text + "-01", form + part
@@ -119,6 +154,8 @@ def formatted(values: pl.Series, form: str) -> tuple[pl.Series, pl.Series | None
         raise DataError("time_format is no format of strptime", got=f"{form}: {str(problem).splitlines()[0]}") from None
     if isinstance(typed.dtype, pl.Datetime) and typed.dtype.time_zone is not None:
         typed = typed.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    if days is not None:
+        typed = typed.zip_with(typed.is_not_null(), days)
     return typed, typed.is_null() & text.is_not_null()
 
 

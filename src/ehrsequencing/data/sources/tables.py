@@ -141,8 +141,10 @@ class Table:
                 continue
             values = raw[cells.columns[0]]
             if len(cells.columns) > 1:
+                # A date without its clock is a date.
+                joined = pl.concat_str(cells.columns, separator=" ", ignore_nulls=True)
                 values = raw.select(
-                    pl.concat_str(cells.columns, separator=" ").alias(" ".join(cells.columns))
+                    pl.when(pl.col(cells.columns[0]).is_not_null()).then(joined).alias(" ".join(cells.columns))
                 ).to_series()
             typed, bad = cells.read(values)
             if bad is not None and cells.kind != "number":

@@ -193,9 +193,37 @@ def test_formats_of_time(tmp_path, cell, form, expected):
 
 def test_date_and_clock_in_two_columns(tmp_path):
     mapping = SMALL.replace('"when"', '["day", "clock"]')
-    dataset = small(tmp_path, "who,day,clock,what\n1,2020-01-01,08:05,a\n1,2020-01-01,,b\n", mapping)
-    assert events_of(dataset).select("time", "code").rows() == [(dt.datetime(2020, 1, 1, 8, 5), "a")]
+    text = "who,day,clock,what\n1,2020-01-01,08:05,a\n1,2020-01-01,,b\n1,,09:00,c\n"
+    dataset = small(tmp_path, text, mapping)
+    assert events_of(dataset).select("time", "code").rows() == [
+        (dt.datetime(2020, 1, 1, 8, 5), "a"), (dt.datetime(2020, 1, 1, 23, 59, 59), "b"),
+    ]  # fmt: skip
     assert dataset.manifest["events_dropped"] == {"without a time": 1}
+
+
+@pytest.mark.parametrize(
+    ("form", "date", "time"),
+    [(None, "2020-01-0{}", "2020-01-0{} {}"), ("%d.%m.%Y %H:%M", "0{}.01.2020", "0{}.01.2020 {}")],
+)
+def test_a_date_among_times_is_known_at_its_end(tmp_path, form, date, time):
+    """In the column of times and in that of reports, cell by cell; a midnight that is written is one."""
+    mapping = SMALL.replace('time = "when"', 'time = "when"\nknown = "told"')
+    if form is not None:
+        mapping = mapping.replace('time = "when"', f'time_format = "{form}"\ntime = "when"')
+    rows = [
+        (time.format(1, "08:00"), date.format(2), "later day"),
+        (time.format(1, "08:00"), date.format(1), "same day"),
+        (date.format(1), "", "no report"),
+        (date.format(1), time.format(2, "10:00"), "report with a clock"),
+        (time.format(2, "08:00"), date.format(1), "report before"),
+        (time.format(1, "00:00"), "", "midnight"),
+    ]
+    text = "who,when,told,what\n" + "".join(f"1,{','.join(row)}\n" for row in rows)
+    found = dict(events_of(small(tmp_path, text, mapping)).select("code", "time").rows())
+    assert {name: f"{found[name]:%d %H:%M:%S}" for *_, name in rows} == {
+        "later day": "02 23:59:59", "same day": "01 23:59:59", "no report": "01 23:59:59",
+        "report with a clock": "02 10:00:00", "report before": "02 08:00:00", "midnight": "01 00:00:00",
+    }  # fmt: skip
 
 
 def test_semicolons_decimal_commas_and_latin_1(tmp_path):
