@@ -144,13 +144,14 @@ def _emar(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
 
 
 def _omr(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
-    """A blood pressure, 110/70, becomes two numbers."""
+    """A blood pressure, 110/70, becomes two numbers; units stand in the name, `Weight (Lbs)`."""
     pair = pl.col("result_value").str.extract_groups(r"^(\d+)/(\d+)$")
     rows = rows.with_columns(SYSTOLIC=pair.struct[0].cast(pl.Float32), DIASTOLIC=pair.struct[1].cast(pl.Float32))
     is_pair, found, time = pl.col("SYSTOLIC").is_not_null(), number("result_value"), end_of_day("chartdate")
+    unit = pl.col("result_name").str.extract(r"\(([^()]+)\)$")
     return [
         event(
-            rows, named("OMR", "result_name"), time, "vital", where=~is_pair, value=found,
+            rows, named("OMR", "result_name"), time, "vital", where=~is_pair, value=found, unit=unit,
             text=unless(found, "result_value"),
         ),
         *(

@@ -240,7 +240,11 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
 
     no_time = "without a time" if block.at_visit is None else f"of a visit unknown or without {block.at_visit}"
     return Plan(
-        table, cells, events, no_time, "excluded by where, or no column filled" if wide else "excluded by where"
+        table,
+        cells,
+        events,
+        no_time,
+        "excluded by where, or no column holds what it should" if wide else "excluded by where",
     )
 
 

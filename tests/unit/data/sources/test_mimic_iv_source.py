@@ -210,7 +210,7 @@ def test_subjects_with_and_without_admissions(dataset):
         ("2069-01-01 00:00:00", "MEDS_BIRTH", None, None, None, None),
         ("2160-03-01 23:59:59", "OMR//Blood Pressure//DIASTOLIC", 70.0, None, None, None),
         ("2160-03-01 23:59:59", "OMR//Blood Pressure//SYSTOLIC", 110.0, None, None, None),
-        ("2160-03-01 23:59:59", "OMR//Weight (Lbs)", 150.5, None, None, None),
+        ("2160-03-01 23:59:59", "OMR//Weight (Lbs)", 150.5, None, "Lbs", None),
         *((("2160-05-01 09:00:00"), code, None, 21, None, None) for code in (
             "HOSPITAL_ADMISSION//ELECTIVE//PHYSICIAN REFERRAL", "INSURANCE//Other", "LANGUAGE//ENGLISH", "RACE//ASIAN",
         )),

@@ -125,7 +125,7 @@ def test_every_row_is_accounted_for(dataset):
         "rows_dropped": {"subject not in the table of subjects": 1},
         "dropped": {"subject not in the table of subjects": 1}, "unreadable": {"result": 1},
     }  # fmt: skip
-    assert tables["vitals"]["rows_without_events"] == {"excluded by where, or no column filled": 1}
+    assert tables["vitals"]["rows_without_events"] == {"excluded by where, or no column holds what it should": 1}
     assert tables["vitals"]["unreadable"] == {"hr": 1}
     assert dataset.manifest["source"] == "our-hospital"
     assert dataset.manifest["tables_not_read"] == []
