@@ -71,7 +71,7 @@ def main() -> None:
         built = model.config
     examples = some_subjects(Examples.whole_histories(store.split("tuning")), options.subjects)
     source = batch_source(store, "tuning", examples, config.loop, built.max_length)
-    plan = MLMPlan(built, source, source, store.vocabulary, rate=config.mask_rate, seed=config.loop.seed)
+    plan = MLMPlan(built, source, source, store.vocabulary, rate=config.mlm.rate, seed=config.loop.seed)
     hidden = hidden_rows(plan, source)
     print(
         f"{len(hidden):,} hidden codes of {len(examples)} tuning subjects, histories of up to {built.max_length} tokens"

@@ -104,7 +104,7 @@ def main() -> None:
 PRETRAIN = (
     "model.max_length=192",
     "model.dropout=0.0",
-    "mask_rate=0.3",
+    "mlm.rate=0.3",
     "loop.epochs=10",
     "loop.token_budget=2048",
     "optim.lr=3e-3",

@@ -34,11 +34,40 @@ class ModelOptions(_Strict):
     max_length: int = Field(512, ge=8, le=512)
     dropout: float = Field(0.1, ge=0, lt=1)
     attention_dropout: float = Field(0.0, ge=0, lt=1)
-    position: Literal["learned", "sinusoidal", "rotary"] = "rotary"
+    attention: Literal["auto", "bidirectional", "visit_causal"] = "auto"
+    position: Literal["learned", "sinusoidal", "rotary", "none"] = "rotary"
+    age: Literal["years", "continuous", "none"] = "years"
     kinds: bool = True
-    times: bool = True
+    times: bool | None = None
+    gaps: bool | None = None
+    calendar: bool = False
     values: bool = False
-    pooling: Literal["cls", "mean", "attention"] = "attention"
+    separators: bool = False
+    activation: Literal["gelu", "relu", "swiglu"] = "gelu"
+    norm: Literal["pre", "post"] = "pre"
+    pooling: Literal["cls", "mean", "attention", "last_visit"] = "attention"
+
+    @model_validator(mode="after")
+    def _no_glance_ahead(self) -> ModelOptions:
+        if self.attention == "visit_causal" and self.times:
+            raise ValueError("times are days before the prediction time, which visit-causal attention must not know")
+        return self
+
+    def resolved(self, *, causal: bool) -> ModelOptions:
+        """With what is left open decided: attention by the objective, `times` unless it is visit-causal, else `gaps`.
+
+        Args:
+            causal: Whether the objective predicts from every visit in one pass.
+        """
+        attention = ("visit_causal" if causal else "bidirectional") if self.attention == "auto" else self.attention
+        forward = attention == "visit_causal"
+        decided = {
+            "attention": attention,
+            "times": (not forward) if self.times is None else self.times,
+            "gaps": forward if self.gaps is None else self.gaps,
+        }
+        # What was given stays what was given: a resumption compares that.
+        return ModelOptions.model_construct(_fields_set=set(self.model_fields_set), **self.model_dump() | decided)
 
 
 class OptimOptions(_Strict):
@@ -67,14 +96,80 @@ class LoopOptions(_Strict):
     threads: int = Field(0, ge=0, le=1024)
 
 
+class MlmOptions(_Strict):
+    """Masked language modelling: what is hidden together, and how much."""
+
+    strategy: Literal["token", "visit", "kind"] = "token"
+    rate: float = Field(0.15, gt=0, lt=1)
+
+
+class NvpOptions(_Strict):
+    """Next-visit prediction: from every visit in one pass, or from one prefix of each history."""
+
+    mode: Literal["auto", "causal", "prefix"] = "auto"
+    loss: Literal["bce", "focal"] = "bce"
+    gamma: float = Field(2.0, ge=0, le=10)
+    balance: float = Field(0.0, ge=0, le=1)
+
+
+class JointOptions(_Strict):
+    """Masked language modelling and next-visit prediction over one encoder."""
+
+    mode: Literal["sum", "alternate"] = "sum"
+    lambda_mlm: float = Field(1.0, gt=0, le=1e4)
+    lambda_nvp: float = Field(1.0, gt=0, le=1e4)
+
+
+class ContrastiveOptions(_Strict):
+    """Two segments of one history recognise each other among those of a batch."""
+
+    temperature: float = Field(0.1, gt=0, le=10)
+    projection_dim: int = Field(64, ge=2, le=4096)
+    hide_ages: bool = True
+
+
+class TteOptions(_Strict):
+    """Time to the next occurrence of many codes, with piecewise-constant hazards."""
+
+    codes: int = Field(256, ge=1, le=100_000)
+    pieces: int = Field(8, ge=1, le=64)
+    rank: int = Field(32, ge=1, le=1024)
+
+
+OBJECTIVE_TABLES = {
+    "mlm": ("mlm",),
+    "nvp": ("nvp",),
+    "joint": ("mlm", "nvp", "joint"),
+    "contrastive": ("contrastive",),
+    "tte": ("tte",),
+}
+"""Tables of options that each objective reads."""
+
+
 class PretrainConfig(_Strict):
     """`ehrseq pretrain`."""
 
-    objective: Literal["mlm"] = "mlm"
-    mask_rate: float = Field(0.15, gt=0, lt=1)
+    objective: Literal["mlm", "nvp", "joint", "contrastive", "tte"] = "mlm"
+    mlm: MlmOptions = Field(default_factory=MlmOptions)
+    nvp: NvpOptions = Field(default_factory=NvpOptions)
+    joint: JointOptions = Field(default_factory=JointOptions)
+    contrastive: ContrastiveOptions = Field(default_factory=ContrastiveOptions)
+    tte: TteOptions = Field(default_factory=TteOptions)
     model: ModelOptions = Field(default_factory=ModelOptions)
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
+
+    def unused(self) -> set[str]:
+        every = {name for names in OBJECTIVE_TABLES.values() for name in names}
+        return every - set(OBJECTIVE_TABLES[self.objective])
+
+    @field_validator("mlm", "nvp", "joint", "contrastive", "tte")
+    @classmethod
+    def _only_with_its_objective(cls, given: _Strict, info: ValidationInfo) -> _Strict:
+        objective = info.data.get("objective", "mlm")
+        if info.field_name not in OBJECTIVE_TABLES[objective] and given.model_fields_set:
+            raise ValueError(f"objective {objective} does not read this table, so it would have no effect")
+        return given
 
 
 class LoraOptions(_Strict):

@@ -142,7 +142,7 @@ def run_demo(
 PRETRAIN: dict[str, Any] = {
     "model.max_length": 64,
     "model.dropout": 0.0,
-    "mask_rate": 0.3,
+    "mlm.rate": 0.3,
     "loop.epochs": 3,
     "loop.token_budget": 2048,
     "optim.lr": 3e-3,

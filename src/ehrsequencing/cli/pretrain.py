@@ -14,7 +14,7 @@ def pretrain(
     store: Annotated[Path, typer.Argument(help="Token store.")],
     out: Annotated[Path, typer.Option("--out", help="Run directory.")],
     model_size: Annotated[str | None, typer.Option("--model-size", help="small, medium or large.")] = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="mlm.")] = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="mlm, nvp, joint, contrastive or tte.")] = None,
     from_run: Annotated[Path | None, typer.Option("--from", help="Run to start from.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most epochs.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
@@ -47,6 +47,11 @@ def pretrain(
     with observed("pretrain") as observer:
         summary = run(store, out, options, from_run=from_run, resume=resume, overwrite=overwrite, observer=observer)
     for name, metrics in summary["metrics"].items():
-        loss, accuracy = metrics["mlm/mlm_loss"]["value"], metrics["mlm/mlm_accuracy"]["value"]
-        say(f"{name:36} loss {loss:.3f} nats   accuracy {percent(accuracy)}")
+        figures = (
+            f"{key} {entry['value']:.3f} nats"
+            if key.endswith(("loss", "/ce", "/nll"))
+            else f"{key} {percent(entry['value'])}"
+            for key, entry in metrics.items()
+        )
+        say(f"{name:36} {'   '.join(figures)}")
     say(f"report: {write_report(out)}")

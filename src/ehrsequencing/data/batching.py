@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ehrsequencing.data.schema import MICROSECONDS_PER_DAY
-from ehrsequencing.data.sequences import Examples, truncated
+from ehrsequencing.data.schema import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, STATIC_TIME
+from ehrsequencing.data.sequences import Examples, leave_room, truncated
 from ehrsequencing.data.store import SplitStore, age_years
 from ehrsequencing.data.values import ValueStatistics
-from ehrsequencing.data.vocabulary import CLS, PAD
+from ehrsequencing.data.vocabulary import CLS, PAD, SEP
 from ehrsequencing.errors import ConfigError
 
 MAX_AGE = 119
 UNKNOWN_AGE = 120
+_START_OF_2000 = 946_684_800_000_000
 _PLANS_KEPT = 4
 _LENGTH_JITTER = 0.02
 """Lengths are blurred by this share before sorting, so that neighbours in length change from epoch to epoch."""
@@ -35,6 +36,10 @@ class Batch:
         kinds: Long [B, L], index into `KINDS` plus 1; 0 for CLS and padding.
         times: Float [B, L], days before the prediction time, 0 or more; 0 for CLS, static rows and padding.
         values: Float [B, L], share of train values at most this one, in [0, 1]; NaN without a value.
+        gaps: Float [B, L], days from the event before a token's visit to its first event, also where that event was cut
+            off; 0 for CLS, static rows, padding and the first visit of a subject.
+        age_years: Float [B, L], as `ages`, but exact; NaN unknown.
+        calendar: Float [B, L], years since the start of 2000; NaN for static rows; CLS has that of the last event.
         subject_ids, example_ids: Long [B]; the example is its position in `Examples`.
         targets: Float [B], Float [B, categories] of a multi-label task, or None.
     """
@@ -46,6 +51,9 @@ class Batch:
     kinds: torch.Tensor
     times: torch.Tensor
     values: torch.Tensor
+    gaps: torch.Tensor
+    age_years: torch.Tensor
+    calendar: torch.Tensor
     subject_ids: torch.Tensor
     example_ids: torch.Tensor
     targets: torch.Tensor | None
@@ -58,6 +66,12 @@ class Batch:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: None if item is None else item.to(device) for name, item in tensors.items()}
         return Batch(**moved)
+
+    def rows(self, index: torch.Tensor) -> Batch:
+        """Some of its rows, Long [n], in this order."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        picked: dict[str, Any] = {name: None if item is None else item[index] for name, item in tensors.items()}
+        return Batch(**picked)
 
     def inputs(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The named tensors, as keyword arguments of a model's `forward`."""
@@ -132,6 +146,7 @@ class BatchSource:
         token_budget: int = 8192,
         seed: int = 0,
         max_examples: int = 256,
+        separators: bool = False,
     ) -> None:
         """Args:
             split: Where the events are.
@@ -141,6 +156,7 @@ class BatchSource:
             token_budget: Tokens at most per padded batch.
             seed: Order of the batches.
             max_examples: Examples at most per batch.
+            separators: End each visit with SEP, which has kind 0, no value, and otherwise what the event before it has.
 
         Raises:
             ConfigError: `max_length` below 2, or `token_budget` below the longest example.
@@ -149,8 +165,12 @@ class BatchSource:
             raise ConfigError("max_length leaves no room beside CLS", got=max_length, expected="2 or more")
         self.split, self.examples, self.values = split, examples, values
         self.token_budget, self.seed, self.max_examples = token_budget, seed, max_examples
+        self.separators = separators
         self._windows = truncated(split, examples.index, examples.until, max_length - 1)
         self.lengths = 1 + self._windows.lengths
+        if separators:
+            self._windows, ends = leave_room(split, examples.index, self._windows, max_length - 1)
+            self.lengths = 1 + self._windows.lengths + ends
         """Tokens per example, CLS included; int64 [n]."""
         self._plans: dict[tuple[int, bool], list[np.ndarray]] = {}
         self._plan(0, True)
@@ -187,16 +207,33 @@ class BatchSource:
         padded = sum(len(chosen) * int(self.lengths[chosen].max()) for chosen in self._plan(epoch, True))
         return 1.0 - int(self.lengths.sum()) / padded if padded else 0.0
 
+    def _shares(self, row: np.ndarray) -> np.ndarray:
+        """Share of train values at most that of each row, float [rows]; NaN without a value."""
+        return self.values.cdf(self.split.statistic[row], self.split.value[row])
+
     def build(self, chosen: np.ndarray) -> Batch:
         """The batch of these examples, int64 [B] positions in `examples`, in this order."""
         split, windows, count = self.split, self._windows, len(chosen)
         static, lengths = windows.static[chosen], self.lengths[chosen] - 1
         width = 1 + int(lengths.max(initial=0))
         example, position, row = windows.rows(chosen)
+        visit, gap = _visits(example, split.visit[row], split.time, row)
         if split.rules.order_within_visit == "canonical":
             # Histories are cut by time, since a prediction time may fall into a visit; what is left is put in order.
             keys = (split.statistic, split.value, split.code, split.kind, split.visit)
-            row = row[np.lexsort((*(column[row] for column in keys), example))]
+            order = np.lexsort((*(column[row] for column in keys), example))
+            row, visit, gap = row[order], visit[order], gap[order]
+        code, kind, value = split.code[row], split.kind[row] + np.int64(1), self._shares(row)
+        is_static = position < static[example]
+        if self.separators:
+            ends = np.append((visit[1:] != visit[:-1]) | (example[1:] != example[:-1]), True) & (visit > 0)
+            copies = 1 + ends
+            added = np.cumsum(copies)[ends] - 1
+            columns = (example, row, visit, gap, code, kind, value, is_static)
+            example, row, visit, gap, code, kind, value, is_static = (np.repeat(item, copies) for item in columns)
+            code[added], kind[added], value[added] = SEP, 0, np.nan
+            first = np.cumsum(lengths) - lengths
+            position = np.arange(len(example)) - first[example]
         cell = example * width + 1 + position
 
         def grid(flat: np.ndarray, fill: float, dtype: type) -> np.ndarray:
@@ -204,28 +241,33 @@ class BatchSource:
             full[cell] = flat
             return full.reshape(count, width)
 
-        is_static = position < static[example]
         birth = split.birth_time[self.examples.index[chosen]]
-        years = _whole_years(age_years(split.time[row], birth[example]))
+        years = age_years(split.time[row], birth[example])
         until = self.examples.until[chosen]
         days = (until[example] - np.where(is_static, until[example], split.time[row])) / MICROSECONDS_PER_DAY
 
-        codes = grid(split.code[row], PAD, np.int64)
-        ages = grid(years, 0, np.int64)
+        codes = grid(code, PAD, np.int64)
+        ages = grid(_whole_years(years), 0, np.int64)
+        exact, calendar = grid(years, np.nan, np.float32), grid(_calendar(split.time[row]), np.nan, np.float32)
         ages[:, 0] = UNKNOWN_AGE
         mask = grid(np.ones(len(row), dtype=bool), False, bool)
         codes[:, 0], mask[:, 0] = CLS, True
-        dated = lengths > static
-        ages[dated, 0] = _whole_years(age_years(split.time[windows.stop[chosen[dated]] - 1], birth[dated]))
+        dated = windows.stop[chosen] > windows.recent[chosen]
+        last = split.time[windows.stop[chosen[dated]] - 1]
+        exact[dated, 0], calendar[dated, 0] = age_years(last, birth[dated]), _calendar(last)
+        ages[dated, 0] = _whole_years(age_years(last, birth[dated]))
         target = self.examples.target
         return Batch(
             codes=torch.from_numpy(codes),
             ages=torch.from_numpy(ages),
-            visit_ids=torch.from_numpy(grid(_visit_ranks(example, split.visit[row]), 0, np.int64)),
+            visit_ids=torch.from_numpy(grid(visit, 0, np.int64)),
             mask=torch.from_numpy(mask),
-            kinds=torch.from_numpy(grid(split.kind[row] + np.int64(1), 0, np.int64)),
+            kinds=torch.from_numpy(grid(kind, 0, np.int64)),
             times=torch.from_numpy(grid(days, 0, np.float32)),
-            values=torch.from_numpy(grid(self.values.cdf(split.statistic[row], split.value[row]), np.nan, np.float32)),
+            values=torch.from_numpy(grid(value, np.nan, np.float32)),
+            gaps=torch.from_numpy(grid(gap, 0, np.float32)),
+            age_years=torch.from_numpy(exact),
+            calendar=torch.from_numpy(calendar),
             subject_ids=torch.from_numpy(self.examples.subject_id[chosen]),
             example_ids=torch.from_numpy(chosen.astype(np.int64)),
             targets=None if target is None else torch.from_numpy(target[chosen].astype(np.float32)),
@@ -237,19 +279,46 @@ def _whole_years(age: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(age), UNKNOWN_AGE, np.clip(np.nan_to_num(age), 0, MAX_AGE)).astype(np.int64)
 
 
-def _visit_ranks(example: np.ndarray, visit: np.ndarray) -> np.ndarray:
-    """Rank of each row's visit among those kept of its example, from 1; 0 for static rows. int64 [rows].
+def _calendar(time: np.ndarray) -> np.ndarray:
+    """Years since the start of 2000, float64; NaN at `STATIC_TIME`.
 
-    >>> _visit_ranks(np.array([0, 0, 0, 1, 1]), np.array([-1, 7, 9, 4, 4])).tolist()
-    [0, 1, 2, 1, 1]
+    >>> _calendar(np.array([946_684_800_000_000, STATIC_TIME])).tolist()
+    [0.0, nan]
     """
-    if not len(visit):
-        return np.zeros(0, dtype=np.int64)
+    return np.where(time == STATIC_TIME, np.nan, (time - _START_OF_2000) / MICROSECONDS_PER_DAY / DAYS_PER_YEAR)
+
+
+def _visits(example: np.ndarray, visit: np.ndarray, time: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each row's visit among those kept of its example, from 1, and days between it and the event before it.
+
+    Args:
+        example: int64 [rows].
+        visit: int [rows], the store's numbers; -1 for static rows, whose rank and gap are 0.
+        time: int64, of all rows of the split.
+        row: int64 [rows], rows of the split, of an example in order of time.
+
+    Returns:
+        int64 [rows] and float64 [rows].
+
+    >>> time = np.array([STATIC_TIME, 0, 86_400_000_000, 3 * 86_400_000_000, 0, 0])
+    >>> rows = np.array([0, 1, 3, 4, 5])
+    >>> rank, gap = _visits(np.array([0, 0, 0, 1, 1]), np.array([-1, 0, 2, 0, 0]), time, rows)
+    >>> rank.tolist(), gap.tolist()
+    ([0, 1, 2, 1, 1], [0.0, 0.0, 2.0, 0.0, 0.0])
+    """
+    ranks, gaps = np.zeros(len(visit), dtype=np.int64), np.zeros(len(visit))
     dated = np.flatnonzero(visit >= 0)
-    key = example[dated] * (int(visit.max()) + 2) + visit[dated]
-    distinct, rank = np.unique(key, return_inverse=True)
-    owner = distinct // (int(visit.max()) + 2)
-    first = np.searchsorted(owner, np.arange(int(example.max()) + 1))
-    ranks = np.zeros(len(visit), dtype=np.int64)
-    ranks[dated] = rank - first[example[dated]] + 1
-    return ranks
+    if not len(dated):
+        return ranks, gaps
+    numbers = int(visit.max()) + 2
+    distinct, first, inverse = np.unique(
+        example[dated] * numbers + visit[dated], return_index=True, return_inverse=True
+    )
+    owner = distinct // numbers
+    ranks[dated] = inverse - np.searchsorted(owner, np.arange(int(example.max()) + 1))[example[dated]] + 1
+    # What was known last before a visit began; of a subject's first visit that is a static row or another subject.
+    begins = row[dated[first]]
+    before = time[np.maximum(begins - 1, 0)]
+    known = (before != STATIC_TIME) & (begins > 0) & (visit[dated[first]] > 0)
+    gaps[dated] = np.where(known, np.maximum(time[begins] - before, 0) / MICROSECONDS_PER_DAY, 0.0)[inverse]
+    return ranks, gaps

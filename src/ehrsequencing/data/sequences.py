@@ -109,6 +109,61 @@ def truncated(split: SplitStore, indices: np.ndarray, until: np.ndarray, max_row
     return Windows(start, static, recent, stop)
 
 
+def leave_room(split: SplitStore, indices: np.ndarray, windows: Windows, max_tokens: int) -> tuple[Windows, np.ndarray]:
+    """Shorten histories until there is room for a separator after each visit.
+
+    Args:
+        split: The split.
+        indices: int64 [n], positions of subjects.
+        windows: Their rows.
+        max_tokens: Rows and separators at most per example.
+
+    Returns:
+        The shorter windows, cut by the same rule, and the number of separators of each, int64 [n].
+    """
+    recent = windows.recent.copy()
+    ends = np.zeros(len(recent), dtype=np.int64)
+    block = np.cumsum(windows.stop - windows.recent) // _ROWS_AT_ONCE
+    for some in np.split(np.arange(len(recent)), np.flatnonzero(np.diff(block)) + 1):
+        room = max_tokens - windows.static[some]
+        over = some
+        for _ in range(2):
+            owner, first, row = _runs(recent[over], windows.stop[over] - recent[over])
+            # Separators from each row on; the last row of a run is the end of a visit.
+            closes = _closes_visit(split, owner, row)
+            after = np.cumsum(closes[::-1])[::-1]
+            bounds = np.append(first, len(row))
+            left = after - np.append(after, 0)[bounds[1:]][owner]
+            filled = np.flatnonzero(np.diff(bounds))
+            ends[over] = 0
+            ends[over[filled]] = left[first[filled]]
+            fits = windows.stop[over][owner] - row + left <= room[np.searchsorted(some, over)][owner]
+            begins = windows.stop[over].copy()
+            found = np.minimum.reduceat(np.where(fits, row, _NO_ROW), first[filled]) if len(filled) else row[:0]
+            begins[filled] = np.minimum(found, begins[filled])
+            cut = begins > recent[over]
+            if not cut.any():
+                break
+            over, begins = over[cut], begins[cut]
+            inside = np.flatnonzero(begins < windows.stop[over])
+            if split.rules.long_histories == "visits" and len(inside):
+                mine = over[inside]
+                begins[inside] = _between_visits(split, indices[mine], begins[inside], windows.stop[mine])
+            recent[over] = begins
+    return Windows(windows.start, windows.static, recent, windows.stop), ends
+
+
+def _closes_visit(split: SplitStore, owner: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Bool [rows]: whether a separator belongs behind the row, among rows of examples in order of time."""
+    if split.rules.order_within_visit != "canonical":
+        return np.append((split.visit[row[1:]] != split.visit[row[:-1]]) | (owner[1:] != owner[:-1]), True)[: len(row)]
+    # Rows will be put in order of visits, which may overlap in time: the last row of each visit counts.
+    closes = np.zeros(len(row), dtype=bool)
+    _, last = np.unique((owner * _MORE_THAN_ANY_VISIT + split.visit[row])[::-1], return_index=True)
+    closes[len(row) - 1 - last] = True
+    return closes
+
+
 def _between_visits(split: SplitStore, indices: np.ndarray, recent: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """The first row from `recent` on that divides no visit of the rows before `stop`; else `recent`. int64 [n].
 

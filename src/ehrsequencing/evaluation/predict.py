@@ -74,6 +74,7 @@ def predict(
         max_length=model.config.max_length,
         token_budget=token_budget,
         seed=0,
+        separators=model.config.separators,
     )
     several = model.problem_type != "binary"
     probabilities = np.full(

@@ -7,7 +7,7 @@ normalises before each sublayer (Xiong et al. 2020, arXiv:2002.04745), which tra
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ from ehrsequencing.errors import AdapterError, ConfigError, ShapeError
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.embeddings import CONTEXT_STD_SHARE, BEHRTEmbedding, code_std
-from ehrsequencing.models.encoder import EncoderLayer, Pooling, TransformerEncoder
+from ehrsequencing.models.encoder import EncoderLayer, Pooling, TransformerEncoder, visit_causal, visit_means
 from ehrsequencing.models.folder import PretrainedModel
-from ehrsequencing.models.inputs import LabelRange, check_inputs
+from ehrsequencing.models.inputs import LabelRange, OptionalInputs, check_inputs
 from ehrsequencing.objectives.mlm import IGNORE_INDEX, mlm_loss
 
 __all__ = [
@@ -63,10 +63,8 @@ class BEHRT(PretrainedModel):
         visit_ids: Tensor,
         mask: Tensor,
         *,
-        values: Tensor | None = None,
-        kinds: Tensor | None = None,
-        times: Tensor | None = None,
         label_range: LabelRange | None = None,
+        **optional: Unpack[OptionalInputs],
     ) -> Tensor:
         """Encode sequences.
 
@@ -75,10 +73,8 @@ class BEHRT(PretrainedModel):
             ages: Long [batch, length], years; `config.max_age` where unknown.
             visit_ids: Long [batch, length].
             mask: Bool [batch, length], True at real tokens.
-            values: Float [batch, length] in [0, 1], NaN where there is none; with `config.use_values` only.
-            kinds: Long [batch, length], 0 to `config.num_kinds`; with `config.num_kinds` only.
-            times: Float [batch, length], days before the prediction time; with `config.time_embedding` only.
             label_range: Labels of a head, which are checked along with the ids and change nothing else.
+            optional: What the configuration asks for beside; see `OptionalInputs`.
 
         Returns:
             Float [batch, length, hidden_dim], 0 at padding.
@@ -87,11 +83,12 @@ class BEHRT(PretrainedModel):
             ShapeError: shapes differ, a sequence is too long, or an id or label is out of range.
             ConfigError: an input is missing that the configuration asks for, or given that it does not.
         """
-        padded = check_inputs(
-            self.config, codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times, labels=label_range
-        )
-        embedded = self.embeddings(codes, ages, visit_ids, values=values, kinds=kinds, times=times)
-        return self.encoder(embedded, mask if padded else None)
+        padded = check_inputs(self.config, codes, ages, visit_ids, mask, optional=optional, labels=label_range)
+        embedded = self.embeddings(codes, ages, visit_ids, **optional)
+        readable = None
+        if self.config.attention == "visit_causal":
+            readable = visit_causal(visit_ids, codes == self.config.cls_id)
+        return self.encoder(embedded, mask if padded else None, readable)
 
     def extend_vocabulary(self, new_size: int, *, vocabulary_hash: str | None = None, seed: int = 0) -> None:
         """Grow the token embedding; see `extend_vocabulary` of the heads."""
@@ -170,9 +167,7 @@ class BEHRTForMLM(BEHRTHead):
         mask: Tensor,
         *,
         labels: Tensor | None = None,
-        values: Tensor | None = None,
-        kinds: Tensor | None = None,
-        times: Tensor | None = None,
+        **optional: Unpack[OptionalInputs],
     ) -> ModelOutput:
         """Score tokens; inputs as in `BEHRT.forward`.
 
@@ -186,7 +181,7 @@ class BEHRTForMLM(BEHRTHead):
             and the mean cross-entropy in nats, 0 where nothing is masked.
         """
         checked = None if labels is None else LabelRange(labels, self.config.vocab_size - 1, IGNORE_INDEX)
-        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times, label_range=checked)
+        hidden = self.behrt(codes, ages, visit_ids, mask, label_range=checked, **optional)
         if labels is None:
             return ModelOutput(self.head(hidden, self.behrt.embeddings.code), None)
         if labels.shape != codes.shape or labels.dtype != torch.int64:
@@ -197,7 +192,7 @@ class BEHRTForMLM(BEHRTHead):
 
 
 class BEHRTForNextVisitPrediction(BEHRTHead):
-    """Which codes the next visit holds, from the pooled sequence."""
+    """Which codes the next visit holds: from the pooled sequence, or from every visit of it in one pass."""
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
@@ -219,22 +214,46 @@ class BEHRTForNextVisitPrediction(BEHRTHead):
         mask: Tensor,
         *,
         labels: Tensor | None = None,
-        values: Tensor | None = None,
-        kinds: Tensor | None = None,
-        times: Tensor | None = None,
+        visits: Tensor | None = None,
+        **optional: Unpack[OptionalInputs],
     ) -> ModelOutput:
         """Score the codes of the next visit; inputs as in `BEHRT.forward`.
 
         Args:
-            labels: Float [batch, vocab_size] within [0, 1], 1 for each code present.
+            labels: Float [batch, vocab_size] within [0, 1], 1 for each code present; [visits, vocab_size] with
+                `visits`.
+            visits: Long [visits, 2], row of the batch and visit id: score what follows each of these visits, from the
+                mean of its tokens. Under visit-causal attention only: otherwise they would have read the answer.
 
         Returns:
-            logits Float [batch, vocab_size] and the mean binary cross-entropy in nats.
+            logits Float [batch, vocab_size] ([visits, vocab_size]) and the mean binary cross-entropy in nats.
+
+        Raises:
+            ConfigError: `visits` under bidirectional attention.
         """
         checked = None if labels is None else LabelRange(labels, 1)
-        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times, label_range=checked)
-        logits = self.head(self.pooling(hidden, mask), self.behrt.embeddings.code)
+        hidden = self.behrt(codes, ages, visit_ids, mask, label_range=checked, **optional)
+        if visits is None:
+            pooled = self.pooling(hidden, mask, visit_ids)
+        else:
+            pooled = visit_representations(self.config, hidden, codes, visit_ids, mask, visits)
+        logits = self.head(pooled, self.behrt.embeddings.code)
         return ModelOutput(logits, None if labels is None else binary_loss(logits, labels))
+
+
+def visit_representations(
+    config: BEHRTConfig, hidden: Tensor, codes: Tensor, visit_ids: Tensor, mask: Tensor, visits: Tensor
+) -> Tensor:
+    """Mean of the hidden states of each visit's own tokens, Float [visits, hidden_dim]; CLS belongs to none.
+
+    Raises:
+        ConfigError: the attention is bidirectional, so that a visit has read those after it.
+    """
+    if config.attention != "visit_causal":
+        raise ConfigError(
+            "attention of a model that predicts from its visits", got=config.attention, expected="visit_causal"
+        )
+    return visit_means(hidden, visit_ids, mask & (codes != config.cls_id), visits)
 
 
 class BEHRTForSequenceClassification(BEHRTHead):
@@ -279,9 +298,7 @@ class BEHRTForSequenceClassification(BEHRTHead):
         mask: Tensor,
         *,
         labels: Tensor | None = None,
-        values: Tensor | None = None,
-        kinds: Tensor | None = None,
-        times: Tensor | None = None,
+        **optional: Unpack[OptionalInputs],
     ) -> ModelOutput:
         """Classify; inputs as in `BEHRT.forward`.
 
@@ -294,8 +311,8 @@ class BEHRTForSequenceClassification(BEHRTHead):
         """
         high = self.num_labels - 1 if self.problem_type == "single_label" else 1
         checked = None if labels is None else LabelRange(labels, high)
-        hidden = self.behrt(codes, ages, visit_ids, mask, values=values, kinds=kinds, times=times, label_range=checked)
-        logits = self.classifier(self.dropout(self.pooling(hidden, mask)))
+        hidden = self.behrt(codes, ages, visit_ids, mask, label_range=checked, **optional)
+        logits = self.classifier(self.dropout(self.pooling(hidden, mask, visit_ids)))
         if self.problem_type == "binary":
             logits = logits.squeeze(-1)
         if labels is None:
@@ -325,7 +342,8 @@ def initialise(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.Linear):
             _draw(child.weight, 0.02 if child.out_features == 1 else 1 / math.sqrt(child.in_features))
-            nn.init.zeros_(child.bias)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
         elif isinstance(child, nn.Embedding):
             _draw(child.weight, CONTEXT_STD_SHARE * code_std(child.embedding_dim))
         elif isinstance(child, VocabularyHead) and child.weight is not None:
@@ -335,8 +353,9 @@ def initialise(module: nn.Module) -> None:
             width = child.code.embedding_dim
             _draw(child.code.weight, code_std(width))
             # Linear layers of times and values would enter the sum seven times as large as the codes and drown them.
-            if child.time is not None:
-                _draw(child.time.projection.weight, CONTEXT_STD_SHARE * code_std(width) / child.time.input_norm)
+            for part in (child.time, child.gap, child.age_years, child.calendar):
+                if part is not None:
+                    _draw(part.projection.weight, CONTEXT_STD_SHARE * code_std(width) / part.input_norm)
             if child.value is not None:
                 # Its inner activations have a norm of about sqrt(width) / 4.
                 _draw(child.value.outer.weight, CONTEXT_STD_SHARE * code_std(width) * 4 / math.sqrt(width))

@@ -7,9 +7,11 @@ from typing import Any
 
 from ehrsequencing.errors import ConfigError
 
-POSITIONS = ("learned", "sinusoidal", "rotary")
-POOLINGS = ("cls", "mean", "attention")
-ACTIVATIONS = ("gelu", "relu")
+POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+ATTENTIONS = ("bidirectional", "visit_causal")
+AGES = ("years", "continuous", "none")
+POOLINGS = ("cls", "mean", "attention", "last_visit")
+ACTIVATIONS = ("gelu", "relu", "swiglu")
 NORMS = ("pre", "post")
 
 
@@ -23,22 +25,30 @@ class BEHRTConfig:
         hidden_dim: Width of the encoder.
         num_layers: Encoder layers.
         num_heads: Attention heads; divides `hidden_dim`.
-        ffn_dim: Inner width of the feed-forward part.
+        ffn_dim: Inner width of the feed-forward part; of "swiglu" two thirds of it, which has as many weights.
         max_length: Longest sequence, in tokens, CLS included.
         max_age: Oldest age in years that has its own embedding, plus one; the index `max_age` means unknown.
         max_visits: Number of visit ids.
         dropout: On embeddings, sublayer outputs and heads.
         attention_dropout: On attention weights; anything above 0 costs the fast kernel.
-        position: "learned" or "sinusoidal" embeddings, or "rotary" (queries and keys turned by their position).
+        attention: "bidirectional", or "visit_causal": a token reads its own visit and those before it. CLS reads
+            everything and nobody reads it.
+        position: "learned" or "sinusoidal" embeddings, "rotary" (queries and keys turned by their position) or "none".
+        age: "years" (a vector per year), "continuous" (Time2Vec of `age_years`) or "none".
         num_kinds: Number of kinds of code, each embedded; index 0 is "none" (CLS, padding), so ids run to
             `num_kinds` inclusive. 0: no kind embedding.
-        time_embedding: Embed days before the prediction time.
+        time_embedding: Embed days before the prediction time; no input of visit-causal attention, to which they would
+            tell how long the history goes on.
+        gap_embedding: Embed days since the visit before.
+        calendar_embedding: Embed the calendar date (Time2Vec of `calendar`).
         use_values: Embed numeric values as a continuous quantity in [0, 1].
+        separators: Sequences come with a separator token after each visit; the model itself adds none.
         tie_weights: Decode with the token embedding instead of with a matrix of its own.
         pad_id, unk_id, cls_id, sep_id, mask_id: Special token ids; all below `num_special`.
         num_special: Ids below this are special tokens, from here on codes.
-        pooling: How a task head reads a sequence: "cls" (first real token), "mean" or "attention".
-        activation: "gelu" or "relu".
+        pooling: How a task head reads a sequence: "cls" (first real token), "mean", "attention" or "last_visit" (mean
+            over the visit with the highest id).
+        activation: "gelu", "relu" or "swiglu".
         norm: "pre" or "post" layer normalisation.
 
     Raises:
@@ -56,10 +66,15 @@ class BEHRTConfig:
     max_visits: int = 512
     dropout: float = 0.1
     attention_dropout: float = 0.0
+    attention: str = "bidirectional"
     position: str = "learned"
+    age: str = "years"
     num_kinds: int = 0
     time_embedding: bool = False
+    gap_embedding: bool = False
+    calendar_embedding: bool = False
     use_values: bool = False
+    separators: bool = False
     tie_weights: bool = True
     pad_id: int = 0
     unk_id: int = 1
@@ -86,10 +101,23 @@ class BEHRTConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(name, got=getattr(self, name), expected="at least 0 and below 1")
-        choices = {"position": POSITIONS, "pooling": POOLINGS, "activation": ACTIVATIONS, "norm": NORMS}
+        choices = {
+            "attention": ATTENTIONS,
+            "position": POSITIONS,
+            "age": AGES,
+            "pooling": POOLINGS,
+            "activation": ACTIVATIONS,
+            "norm": NORMS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(name, got=repr(getattr(self, name)), expected=f"one of {', '.join(allowed)}")
+        if self.attention == "visit_causal" and self.time_embedding:
+            raise ConfigError(
+                "time_embedding under visit-causal attention",
+                got="days before the prediction time, which lies after the visits to predict",
+                expected="gap_embedding",
+            )
         if self.position == "sinusoidal" and self.embedding_dim % 2:
             raise ConfigError(
                 "embedding_dim", got=self.embedding_dim, expected="an even number for sinusoidal positions"
@@ -123,8 +151,19 @@ class BEHRTConfig:
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the tensors that `forward` takes with this configuration."""
-        optional = {"kinds": self.num_kinds > 0, "times": self.time_embedding, "values": self.use_values}
+        optional = {name: wanted for name, (wanted, _) in self.optional_inputs().items()}
         return ("codes", "ages", "visit_ids", "mask", *(name for name, wanted in optional.items() if wanted))
+
+    def optional_inputs(self) -> dict[str, tuple[bool, str]]:
+        """Of each further input of `forward`: whether it is wanted, and the option that says so."""
+        return {
+            "kinds": (self.num_kinds > 0, "num_kinds"),
+            "times": (self.time_embedding, "time_embedding"),
+            "values": (self.use_values, "use_values"),
+            "gaps": (self.gap_embedding, "gap_embedding"),
+            "age_years": (self.age == "continuous", "age"),
+            "calendar": (self.calendar_embedding, "calendar_embedding"),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

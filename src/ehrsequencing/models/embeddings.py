@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.dropout import Dropout
+from ehrsequencing.models.inputs import OptionalInputs
 
 CONTEXT_STD_SHARE = 0.2
 """Initial standard deviation of ages, visits, positions and kinds, as a share of the codes'.
@@ -91,7 +93,7 @@ class SinusoidalPositionalEncoding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Days before the prediction time, on a logarithmic scale from one day to a lifetime.
+    """Days before the prediction time or since the visit before, on a logarithmic scale from one day to a lifetime.
 
     Forward: Float [batch, length] days, at least 0 -> Float [batch, length, embedding_dim].
     """
@@ -111,6 +113,29 @@ class TimeEmbedding(nn.Module):
         log_days = torch.log1p(days.clamp(min=0)).to(self.frequencies.dtype)[..., None]
         angles = log_days * self.frequencies
         return self.projection(torch.cat((log_days / 10.5, torch.sin(angles), torch.cos(angles)), dim=-1))
+
+
+class Time2Vec(nn.Module):
+    """A quantity of time in years as one linear and several periodic functions of learned frequency; 0 at NaN.
+
+    Forward: Float [batch, length], about 0 to 100 -> Float [batch, length, embedding_dim].
+
+    Source: Kazemi et al. 2019, Time2Vec, arXiv:1907.05321.
+    """
+
+    def __init__(self, embedding_dim: int, num_frequencies: int = 16) -> None:
+        super().__init__()
+        # Periods start between 200 years and 0.4, evenly on a logarithmic scale: a lifetime to a season.
+        self.frequencies = nn.Parameter(2 * math.pi / 200 * 500 ** torch.linspace(0, 1, num_frequencies))
+        self.phases = nn.Parameter(torch.linspace(0, math.pi, num_frequencies))
+        self.projection = nn.Linear(num_frequencies + 1, embedding_dim)
+        self.input_norm = math.sqrt(num_frequencies / 2 + 0.25)
+
+    def forward(self, years: Tensor) -> Tensor:
+        absent = torch.isnan(years)[..., None]
+        known = torch.nan_to_num(years, nan=0.0)[..., None].to(self.frequencies.dtype)
+        waves = torch.sin(known * self.frequencies + self.phases)
+        return self.projection(torch.cat((known / 100, waves), dim=-1)).masked_fill(absent, 0.0)
 
 
 class ValueEmbedding(nn.Module):
@@ -133,8 +158,8 @@ class ValueEmbedding(nn.Module):
 class BEHRTEmbedding(nn.Module):
     """Sum of all embeddings that the configuration asks for, normalised, then mapped to the hidden width.
 
-    Forward: codes, ages, visit_ids Long [batch, length]; values, times Float and kinds Long [batch, length] where
-    configured -> Float [batch, length, hidden_dim].
+    Forward: codes, ages, visit_ids Long [batch, length] and `OptionalInputs` where configured -> Float [batch, length,
+    hidden_dim].
 
     Source: Li et al. 2020, BEHRT, doi:10.1038/s41598-020-62922-y (codes, ages, visit segments and positions summed).
     """
@@ -143,7 +168,8 @@ class BEHRTEmbedding(nn.Module):
         super().__init__()
         width = config.embedding_dim
         self.code = nn.Embedding(config.vocab_size, width)
-        self.age = AgeEmbedding(width, config.max_age)
+        self.age = AgeEmbedding(width, config.max_age) if config.age == "years" else None
+        self.age_years = Time2Vec(width) if config.age == "continuous" else None
         self.visit = VisitEmbedding(width, config.max_visits)
         self.position: PositionalEmbedding | SinusoidalPositionalEncoding | None = None
         if config.position == "learned":
@@ -152,6 +178,8 @@ class BEHRTEmbedding(nn.Module):
             self.position = SinusoidalPositionalEncoding(width, config.max_length)
         self.kind = nn.Embedding(config.num_kinds + 1, width) if config.num_kinds else None
         self.time = TimeEmbedding(width) if config.time_embedding else None
+        self.gap = TimeEmbedding(width) if config.gap_embedding else None
+        self.calendar = Time2Vec(width) if config.calendar_embedding else None
         self.value = ValueEmbedding(width) if config.use_values else None
         self.norm = nn.LayerNorm(width)
         self.dropout = Dropout(config.dropout)
@@ -162,18 +190,22 @@ class BEHRTEmbedding(nn.Module):
         codes: Tensor,
         ages: Tensor,
         visit_ids: Tensor,
-        *,
-        values: Tensor | None = None,
-        kinds: Tensor | None = None,
-        times: Tensor | None = None,
+        **optional: Unpack[OptionalInputs],
     ) -> Tensor:
-        total = self.code(codes) + self.age(ages) + self.visit(visit_ids)
+        total = self.code(codes)
+        if self.age is not None:
+            total = total + self.age(ages)
+        total = total + self.visit(visit_ids)
         if self.position is not None:
             total = total + self.position(codes.shape[1])
-        if self.kind is not None and kinds is not None:
-            total = total + self.kind(kinds)
-        if self.time is not None and times is not None:
-            total = total + self.time(times)
-        if self.value is not None and values is not None:
-            total = total + self.value(values)
+        for embed, given in (
+            (self.kind, optional.get("kinds")),
+            (self.time, optional.get("times")),
+            (self.value, optional.get("values")),
+            (self.gap, optional.get("gaps")),
+            (self.age_years, optional.get("age_years")),
+            (self.calendar, optional.get("calendar")),
+        ):
+            if embed is not None and given is not None:
+                total = total + embed(given)
         return self.projection(self.dropout(self.norm(total)))

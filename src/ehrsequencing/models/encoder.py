@@ -15,18 +15,21 @@ class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each with a residual connection.
 
     Same function as `torch.nn.TransformerEncoderLayer` with the same weights; it has no separate path for
-    evaluation, so training and evaluation run the same modules.
+    evaluation, so training and evaluation run the same modules. Its gated feed-forward part ("swiglu"): Shazeer 2020,
+    arXiv:2002.05202.
     """
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__()
         width = config.hidden_dim
         self.pre_norm = config.norm == "pre"
-        self.activation = F.gelu if config.activation == "gelu" else F.relu
+        self.gated = config.activation == "swiglu"
+        self.activation = {"gelu": F.gelu, "relu": F.relu, "swiglu": F.silu}[config.activation]
         rotary = RotaryPositions(width // config.num_heads, config.max_length) if config.position == "rotary" else None
         self.self_attn = SelfAttention(width, config.num_heads, config.attention_dropout, rotary)
-        self.linear1 = nn.Linear(width, config.ffn_dim)
-        self.linear2 = nn.Linear(config.ffn_dim, width)
+        inner = max(1, config.ffn_dim * 2 // 3) if self.gated else config.ffn_dim
+        self.linear1 = nn.Linear(width, 2 * inner if self.gated else inner)
+        self.linear2 = nn.Linear(inner, width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.dropout = Dropout(config.dropout)
@@ -40,7 +43,11 @@ class EncoderLayer(nn.Module):
         return self.norm2(hidden + self._feed_forward(hidden))
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(self.activation(self.linear1(hidden)))))
+        inner = self.linear1(hidden)
+        if self.gated:
+            gate, inner = inner.chunk(2, dim=-1)
+            return self.dropout(self.linear2(self.dropout(self.activation(gate) * inner)))
+        return self.dropout(self.linear2(self.dropout(self.activation(inner))))
 
 
 class TransformerEncoder(nn.Module):
@@ -51,18 +58,24 @@ class TransformerEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_dim) if config.norm == "pre" else nn.Identity()
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None, readable: Tensor | None = None) -> Tensor:
         """Encode.
 
         Args:
             hidden: Float [batch, length, hidden_dim].
             mask: Bool [batch, length], True at real tokens. None: no padding, which the fast kernels like best.
+            readable: Bool [batch, length, length], True where a token (second axis) may read another (third). None:
+                everything.
 
         Returns:
             Float [batch, length, hidden_dim], exactly 0 at padding.
         """
         attend = None
-        if mask is not None:
+        if readable is not None:
+            itself = torch.eye(hidden.shape[1], dtype=torch.bool, device=hidden.device)
+            attend = (readable if mask is None else readable & mask[:, None, :]) | itself
+            attend = attend[:, None]
+        elif mask is not None:
             # A row of nothing but padding reads all of it: a softmax over no key at all is NaN.
             attend = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
         for layer in self.layers:
@@ -71,12 +84,49 @@ class TransformerEncoder(nn.Module):
         return hidden if mask is None else hidden.masked_fill(~mask[..., None], 0.0)
 
 
+def visit_causal(visit_ids: Tensor, apart: Tensor) -> Tensor:
+    """Which token may read which, so that nothing at a visit depends on a later one.
+
+    Args:
+        visit_ids: Long [batch, length].
+        apart: Bool [batch, length], True at tokens that read everything and that no other token reads.
+
+    Returns:
+        Bool [batch, length, length]; the second axis reads the third.
+    """
+    earlier = visit_ids[:, None, :] <= visit_ids[:, :, None]
+    return (earlier & ~apart[:, None, :]) | apart[:, :, None]
+
+
+def visit_means(hidden: Tensor, visit_ids: Tensor, chosen: Tensor, visits: Tensor) -> Tensor:
+    """Mean of each visit's tokens.
+
+    Args:
+        hidden: Float [batch, length, hidden_dim].
+        visit_ids: Long [batch, length].
+        chosen: Bool [batch, length], the tokens that count.
+        visits: Long [visits, 2], row of the batch and visit id; distinct.
+
+    Returns:
+        Float [visits, hidden_dim]; 0 for a visit without a token.
+    """
+    slots = int(visit_ids.max()) + 1
+    place = torch.full((len(hidden) * slots,), len(visits), dtype=torch.int64, device=hidden.device)
+    place[visits[:, 0] * slots + visits[:, 1]] = torch.arange(len(visits), device=hidden.device)
+    row = torch.arange(len(hidden), device=hidden.device)[:, None]
+    # Tokens of visits that nobody asked for are summed in a last row, which is cut off.
+    target = torch.where(chosen, place[row * slots + visit_ids], len(visits)).flatten()
+    total = hidden.new_zeros(len(visits) + 1, hidden.shape[-1]).index_add(0, target, hidden.flatten(0, 1))
+    return total[:-1] / torch.bincount(target, minlength=len(visits) + 1)[:-1, None].clamp(min=1)
+
+
 class Pooling(nn.Module):
     """One vector per sequence, reading real tokens only; zeros for a row without any.
 
     Args:
         hidden_dim: Width.
-        mode: "cls" (the first real token), "mean", or "attention" (weights learned from the hidden states).
+        mode: "cls" (the first real token), "mean", "attention" (weights learned from the hidden states) or "last_visit"
+            (mean over the visit with the highest id).
     """
 
     def __init__(self, hidden_dim: int, mode: str) -> None:
@@ -84,8 +134,21 @@ class Pooling(nn.Module):
         self.mode = mode
         self.score = nn.Linear(hidden_dim, 1) if mode == "attention" else None
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Float [batch, length, hidden_dim], 0 at padding, and Bool [batch, length] -> Float [batch, hidden_dim]."""
+    def forward(self, hidden: Tensor, mask: Tensor, visit_ids: Tensor) -> Tensor:
+        """Pool.
+
+        Args:
+            hidden: Float [batch, length, hidden_dim], 0 at padding.
+            mask: Bool [batch, length].
+            visit_ids: Long [batch, length].
+
+        Returns:
+            Float [batch, hidden_dim].
+        """
+        if self.mode == "last_visit":
+            last = torch.where(mask, visit_ids, -1).amax(dim=1, keepdim=True)
+            mask = mask & (visit_ids == last)
+            return hidden.masked_fill(~mask[..., None], 0.0).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         if self.mode == "cls":
             first = mask.to(torch.int8).argmax(dim=1)
             return hidden[torch.arange(len(hidden), device=hidden.device), first]

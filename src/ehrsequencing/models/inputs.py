@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from ehrsequencing.errors import ConfigError, ShapeError
 from ehrsequencing.models.configuration import BEHRTConfig
+
+
+class OptionalInputs(TypedDict, total=False):
+    """Inputs that a configuration may ask for, each [batch, length].
+
+    Attributes:
+        kinds: Long, 0 to `config.num_kinds`; with `config.num_kinds`.
+        times: Float, days before the prediction time; with `config.time_embedding`.
+        values: Float in [0, 1], NaN where there is none; with `config.use_values`.
+        gaps: Float, days since the visit before, 0 or more; with `config.gap_embedding`.
+        age_years: Float, NaN where unknown; with `config.age` "continuous".
+        calendar: Float, years since the start of 2000, NaN where there is no date; with `config.calendar_embedding`.
+    """
+
+    kinds: Tensor | None
+    times: Tensor | None
+    values: Tensor | None
+    gaps: Tensor | None
+    age_years: Tensor | None
+    calendar: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -46,25 +68,22 @@ def check_inputs(
     visit_ids: Tensor,
     mask: Tensor,
     *,
-    values: Tensor | None,
-    kinds: Tensor | None,
-    times: Tensor | None,
+    optional: OptionalInputs,
     labels: LabelRange | None,
 ) -> bool:
     """Check what `BEHRT.forward` was given; returns whether there is padding.
+
+    Args:
+        optional: Further inputs; what is absent counts as None.
 
     Raises:
         ShapeError: shapes differ, a sequence is too long, or an id or label is out of range.
         ConfigError: an input is missing that the configuration asks for, or given that it does not.
     """
-    for name, given, wanted in (
-        ("values", values, config.use_values),
-        ("kinds", kinds, config.num_kinds > 0),
-        ("times", times, config.time_embedding),
-    ):
-        if (given is not None) != wanted:
-            got, expected = ("an input", "none") if given is not None else ("none", "an input")
-            option = {"values": "use_values", "kinds": "num_kinds", "times": "time_embedding"}[name]
+    given: Mapping[str, Any] = optional
+    for name, (wanted, option) in config.optional_inputs().items():
+        if (given.get(name) is not None) != wanted:
+            got, expected = ("none", "an input") if wanted else ("an input", "none")
             raise ConfigError(
                 f"{name} of a BEHRT model whose {option} is {getattr(config, option)}", got=got, expected=expected
             )
@@ -72,13 +91,13 @@ def check_inputs(
         raise ShapeError("codes", tuple(codes.shape), f"[batch, length], length 1 to {config.max_length}")
     if mask.dtype != torch.bool:
         raise ShapeError("mask", mask.dtype, "bool, True at real tokens")
-    others = {"ages": ages, "visit_ids": visit_ids, "mask": mask, "values": values, "kinds": kinds, "times": times}
+    others: dict[str, Tensor | None] = {"ages": ages, "visit_ids": visit_ids, "mask": mask, **given}
     for name, tensor in others.items():
         if tensor is not None and tensor.shape != codes.shape:
             raise ShapeError(name, tuple(tensor.shape), tuple(codes.shape))
     limits = {"codes": (codes, config.vocab_size), "ages": (ages, config.max_age + 1)}
     limits["visit_ids"] = (visit_ids, config.max_visits)
-    if kinds is not None:
+    if (kinds := optional.get("kinds")) is not None:
         limits["kinds"] = (kinds, config.num_kinds + 1)
     for name, (ids, _) in limits.items():
         if ids.dtype not in (torch.int64, torch.int32):

@@ -80,11 +80,12 @@ def mask_tokens(
     epoch: int,
     rate: float = 0.15,
     positions: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose tokens to predict and hide them.
 
     Of the chosen 80 % become the mask token, 10 % another token drawn from all codes, 10 % stay. A subject with any
-    maskable token gets at least one chosen, so that no example is without a loss.
+    maskable token gets at least one token (or group) chosen, so that no example is without a loss.
 
     Args:
         codes: Long [batch, length].
@@ -97,6 +98,7 @@ def mask_tokens(
         epoch: Masks are redrawn with it; -1 for the fixed masks of tuning.
         rate: Expected share of maskable tokens that are chosen.
         positions: Long [batch, length], what identifies a token within its subject; by default its column.
+        groups: Long [batch, length], what is chosen together; by default each token by itself.
 
     Returns:
         inputs Long [batch, length], and labels Long [batch, length]: the original token where chosen, else -100.
@@ -115,7 +117,8 @@ def mask_tokens(
         raise ShapeError("subject_ids", tuple(subject_ids.shape), tuple(codes.shape[:1]))
     if positions is None:
         positions = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
-    draw = hashed_uniform(seed, epoch, subject_ids, positions, _SELECT).masked_fill(~maskable, 2.0)
+    together = positions if groups is None else groups
+    draw = hashed_uniform(seed, epoch, subject_ids, together, _SELECT).masked_fill(~maskable, 2.0)
     chosen = (draw < rate) | ((draw == draw.amin(dim=1, keepdim=True)) & maskable)
     labels = torch.where(chosen, codes, IGNORE_INDEX)
     action = hashed_uniform(seed, epoch, subject_ids, positions, _ACTION)

@@ -31,6 +31,7 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "ece": False,
     "ibs": False,
     "ce": False,
+    "nll": False,
     "log_loss": False,
     "loss": False,
     "mse": False,

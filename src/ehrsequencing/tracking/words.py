@@ -28,6 +28,7 @@ METRIC_NAMES = {
     "c_uno": "C-index (Uno)",
     "ibs": "Integrated Brier score",
     "ce": "Log loss",
+    "nll": "Negative log-likelihood",
     "mse": "Mean squared error",
     "loss": "Loss",
     "top10": "Top-10 accuracy",
@@ -52,7 +53,7 @@ MEANINGS["auroc_macro"] = (
 MEANINGS["recall_at_10"] = (
     "Recall at 10 is the share of what came that is among the ten most probable categories of that subject."
 )
-_PRIMARY = ("auroc", "auroc_macro", "c_uno", "c_harrell", "auprc", "f1", "brier", "ce", "log_loss")
+_PRIMARY = ("auroc", "auroc_macro", "c_uno", "c_harrell", "auprc", "f1", "brier", "ce", "nll", "log_loss")
 _FEW_POSITIVES = 100
 TUNING = "tuning:"
 """Before a task's name: the figures are of the tuning split, which also chose the best epoch."""

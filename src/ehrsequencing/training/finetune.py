@@ -21,7 +21,6 @@ from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import CheckpointError, ConfigError
 from ehrsequencing.io import hash_bytes, read_json
 from ehrsequencing.models.behrt import BEHRTForSequenceClassification
-from ehrsequencing.models.folder import tensors_hash
 from ehrsequencing.models.lora import (
     apply_lora_to_behrt,
     count_parameters,
@@ -38,7 +37,9 @@ from ehrsequencing.training.examples import check_origin, labelled_examples
 from ehrsequencing.training.loop import Trainer
 from ehrsequencing.training.plans import ClassificationPlan, MultiLabelPlan
 from ehrsequencing.training.runs import (
+    CHANGEABLE,
     as_built,
+    base_hash,
     batch_source,
     check_identity,
     config_hash,
@@ -124,13 +125,12 @@ def finetune(
     seed_everything(config.loop.seed)
     with warnings_to(observer, notes):
         model = _build(config, base_folder, store, categories)
-    if base_folder is not None:
-        start = as_built(start, model.config)
-        config = start.config
+    start = as_built(start, model.config)
+    config = start.config
     identity = {
         "store": store.fingerprint,
         "labels": labels_hash(labels_path),
-        "base": _base_hash(model) if base_folder is not None else "none",
+        "base": base_hash(model) if base_folder is not None else "none",
         "configuration": config_hash(config),
     }
     if categories:
@@ -145,8 +145,7 @@ def finetune(
     with warnings_to(observer, notes):
         model = _adapt(model, config)
     sources = {
-        split: batch_source(store, split, examples[split], config.loop, model.config.max_length)
-        for split in ("train", "tuning")
+        split: batch_source(store, split, examples[split], config.loop, model.config) for split in ("train", "tuning")
     }
     plan = (MultiLabelPlan if categories else ClassificationPlan)(model.config, sources["train"], sources["tuning"])
     parameters = count_parameters(model)
@@ -260,7 +259,7 @@ def _build(
         return BEHRTForSequenceClassification(model_config(config.model, len(store.vocabulary)), **head)
     if _is_classifier(base):
         _check_head(base, categories)
-    given = config.model.model_fields_set & {"dropout", "attention_dropout", "pooling"}
+    given = config.model.model_fields_set & (CHANGEABLE | {"pooling"})
     options = config.model.model_dump(include=given)
     if "pooling" not in given and not _is_classifier(base):
         options["pooling"] = config.model.pooling
@@ -281,11 +280,6 @@ def _check_head(base: Path, categories: Sequence[str]) -> None:
 
 def _is_classifier(folder: Path) -> bool:
     return read_json(folder / "config.json", CheckpointError).get("architecture") == "BEHRTForSequenceClassification"
-
-
-def _base_hash(model: BEHRTForSequenceClassification) -> str:
-    """Hash of what came from the base; a fresh head is drawn from the seed and is no part of it."""
-    return tensors_hash({name: model.state_dict()[name] for name in model.pretrained_parameters})
 
 
 def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEHRTForSequenceClassification:

@@ -133,7 +133,7 @@ class Trainer:
         factor = lr_factor((epoch + (index + 1) / batches) / self.loop.epochs, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.lr * factor
-        loss, statistics = self.plan.step(self.model, batch, epoch)
+        loss, statistics = self.plan.step(self.model, batch, epoch, index)
         value = loss.item()
         if not math.isfinite(value):
             self.tracker.log_metrics({"train_loss": value}, epoch)

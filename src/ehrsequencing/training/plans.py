@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import torch
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from ehrsequencing.data.batching import Batch, BatchSource
+from ehrsequencing.data.schema import KINDS
 from ehrsequencing.data.vocabulary import MASK, NUM_SPECIAL, Vocabulary
 from ehrsequencing.errors import DataError, LabelError
 from ehrsequencing.objectives.mlm import (
@@ -33,12 +35,42 @@ class Plan(Protocol):
     train: BatchSource
     tuning: BatchSource
 
-    def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss of one batch, and sums (with `count`) whose ratios are the epoch's train metrics."""
+    def step(
+        self, model: torch.nn.Module, batch: Batch, epoch: int, index: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss of batch `index` of an epoch, and sums whose ratios are the epoch's train metrics (see `rates`)."""
         ...
 
     def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
         """Metrics on tuning; `loss` is what early stopping watches."""
+        ...
+
+
+class PretrainPlan(Plan, Protocol):
+    """A plan that needs no labels, with what its report says.
+
+    Attributes:
+        title: What it is, for a heading.
+        notes: What a reader should know of the data it found.
+    """
+
+    title: str
+    notes: list[str]
+
+    def floors(self) -> dict[str, dict[str, float]]:
+        """Metrics on tuning, as `validate` names them, of predictors that need no network."""
+        ...
+
+    def judge(self, model: torch.nn.Module, device: torch.device) -> dict[str, dict[str, Any]]:
+        """Entries of `summary.json` on tuning subjects, with intervals over subjects."""
+        ...
+
+    def floor_entries(self, floor: dict[str, float]) -> dict[str, dict[str, Any]]:
+        """Entries of `summary.json` of one floor."""
+        ...
+
+    def caveats(self) -> list[str]:
+        """What the figures are and are not."""
         ...
 
 
@@ -68,6 +100,7 @@ class MLMPlan:
     """
 
     name = "mlm"
+    title = "masked language modelling"
 
     def __init__(
         self,
@@ -78,9 +111,11 @@ class MLMPlan:
         *,
         rate: float,
         seed: int,
+        strategy: str = "token",
     ) -> None:
         self.config, self.train, self.tuning = config, train, tuning
-        self.vocabulary, self.rate, self.seed = vocabulary, rate, seed
+        self.vocabulary, self.rate, self.seed, self.strategy = vocabulary, rate, seed, strategy
+        self.notes: list[str] = []
         kinds = torch.as_tensor(np.asarray(vocabulary.kinds), dtype=torch.int64) + 1
         self._kinds = kinds.masked_fill(torch.arange(len(kinds)) < NUM_SPECIAL, 0)
 
@@ -101,6 +136,7 @@ class MLMPlan:
             seed=self.seed,
             epoch=epoch,
             rate=self.rate,
+            groups=self._groups(batch),
         )
         inputs = batch.inputs(self.config.input_names) | {"codes": codes}
         changed = codes != batch.codes
@@ -110,24 +146,38 @@ class MLMPlan:
             inputs["values"] = batch.values.masked_fill(changed, torch.nan)
         return inputs, labels
 
+    def _groups(self, batch: Batch) -> torch.Tensor | None:
+        """What is hidden together, Long [batch, length]."""
+        if self.strategy == "token":
+            return None
+        if self.strategy == "visit":
+            return batch.visit_ids
+        return batch.visit_ids * (len(KINDS) + 1) + batch.kinds
+
     def _judged(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Inputs under the fixed masks, and the labels of codes that show the mask."""
         inputs, labels = self.masked(batch, FIXED_EPOCH)
         return inputs, _hidden_only(inputs, labels)
 
-    def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def step(
+        self, model: torch.nn.Module, batch: Batch, epoch: int, index: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         inputs, labels = self.masked(batch, epoch)
         logits, loss = model(**inputs, labels=labels)
+        return loss, self.judged_sums(inputs, labels, logits)
+
+    @staticmethod
+    def judged_sums(inputs: dict[str, torch.Tensor], labels: torch.Tensor, logits: torch.Tensor) -> dict[str, float]:
+        """Statistics of the codes that show the mask, from the logits of all that were chosen."""
         judged = _hidden_only(inputs, labels)[labels != IGNORE_INDEX]
-        return loss, mlm_statistics(logits.detach()[judged != IGNORE_INDEX], judged)
+        return mlm_statistics(logits.detach()[judged != IGNORE_INDEX], judged)
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
-        totals = _Totals()
+        totals = Totals()
         for batch in fixed_batches(self.tuning, device):
             inputs, labels = self._judged(batch)
-            logits, _ = model(**inputs, labels=labels)
-            totals.add(mlm_statistics(logits, labels))
+            totals.add(mlm_statistics(model(**inputs, labels=labels).logits, labels))
         return totals.rates()
 
     @torch.no_grad()
@@ -136,7 +186,7 @@ class MLMPlan:
         rows: dict[str, list[np.ndarray]] = {"loss_sum": [], "correct": [], "top10": [], "count": []}
         for batch in fixed_batches(self.tuning, device):
             inputs, labels = self._judged(batch)
-            logits, _ = model(**inputs, labels=labels)
+            logits = model(**inputs, labels=labels).logits
             chosen = labels != IGNORE_INDEX
             owner = chosen.nonzero()[:, 0]
             target = labels[chosen]
@@ -158,7 +208,7 @@ class MLMPlan:
         """Loss, accuracy and top-10 of predictors that need no network, on the tuning masks."""
         counts = torch.as_tensor(np.asarray(self.vocabulary.counts), dtype=torch.float64)
         used = torch.as_tensor(np.asarray(self.vocabulary.used))
-        totals = {name: _Totals() for name in ("uniform", "unigram", "copy")}
+        totals = {name: Totals() for name in ("uniform", "unigram", "copy")}
         for batch in self.tuning.fixed():
             inputs, labels = self._judged(batch)
             targets = labels[labels != IGNORE_INDEX]
@@ -168,6 +218,49 @@ class MLMPlan:
         if not totals["uniform"].sums.get("count"):
             raise DataError("no code of the tuning subjects is hidden", remedy="prepare more subjects in tuning")
         return {name: total.rates() for name, total in totals.items()}
+
+    def judge(self, model: torch.nn.Module, device: torch.device) -> dict[str, dict[str, Any]]:
+        sums = self.subject_statistics(model, device)
+        population = {"n": int(sums["count"].sum()), "subjects": int((sums["count"] > 0).sum()), "seeds": 1}
+        return {
+            f"mlm/{metric}": ratio_interval(sums[column], sums["count"]) | population | {"higher_is_better": better}
+            for metric, column, better in _MLM_ENTRIES
+        }
+
+    def floor_entries(self, floor: dict[str, float]) -> dict[str, dict[str, Any]]:
+        return {
+            "mlm/mlm_loss": {"value": floor["loss"], "higher_is_better": False},
+            "mlm/mlm_accuracy": {"value": floor["accuracy"], "higher_is_better": True},
+        }
+
+    def caveats(self) -> list[str]:
+        what = {"token": "codes", "visit": "visits", "kind": "kinds within visits"}[self.strategy]
+        return [
+            f"{self.rate:.0%} of {what} are chosen; tuning masks are fixed, train masks redrawn each epoch. "
+            "Figures count the codes hidden behind a mask, not those shown unchanged or replaced."
+        ]
+
+
+_MLM_ENTRIES = (
+    ("mlm_loss", "loss_sum", False),
+    ("mlm_accuracy", "correct", True),
+    ("mlm_top10", "top10", True),
+)
+
+
+def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, z: float = 1.96) -> dict[str, float]:
+    """Ratio of sums with a 95 % interval over subjects, by linearisation.
+
+    Args:
+        numerator: Float [subjects], for example correct predictions.
+        denominator: Float [subjects], for example predictions.
+
+    Source: Cochran, Sampling Techniques, 3rd ed. 1977, section 2.11.
+    """
+    ratio = numerator.sum() / denominator.sum()
+    residual = numerator - ratio * denominator
+    error = math.sqrt((residual**2).sum()) / denominator.sum()
+    return {"value": float(ratio), "low": float(ratio - z * error), "high": float(ratio + z * error)}
 
 
 def _hidden_only(inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -184,7 +277,9 @@ class ClassificationPlan:
     def __init__(self, config: Any, train: BatchSource, tuning: BatchSource) -> None:
         self.config, self.train, self.tuning = config, train, tuning
 
-    def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def step(
+        self, model: torch.nn.Module, batch: Batch, epoch: int, index: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         logits, loss = model(**batch.inputs(self.config.input_names), labels=batch.targets)
         count = len(logits)
         correct = ((logits.detach() > 0) == (targets_of(batch) > 0.5)).sum().item()
@@ -223,7 +318,9 @@ class MultiLabelPlan(ClassificationPlan):
         share = np.asarray(self.tuning.examples.target).mean(0)
         return int(((share > 0) & (share < 1)).sum())
 
-    def step(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def step(
+        self, model: torch.nn.Module, batch: Batch, epoch: int, index: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         logits, loss = model(**batch.inputs(self.config.input_names), labels=batch.targets)
         return loss, {"loss_sum": loss.item() * len(logits), "count": len(logits)}
 
@@ -242,7 +339,7 @@ class MultiLabelPlan(ClassificationPlan):
         return found
 
 
-class _Totals:
+class Totals:
     """Sums of statistics over batches, and their ratios."""
 
     def __init__(self) -> None:
@@ -256,12 +353,19 @@ class _Totals:
         return rates(self.sums)
 
 
-def rates(sums: dict[str, float]) -> dict[str, float]:
-    """Per-item metrics of summed statistics.
+RATES = {"loss_sum": "loss", "correct": "accuracy", "top10": "top10", "recall_sum": "recall_at_10"}
 
-    >>> rates({"loss_sum": 6.0, "correct": 1, "count": 4})
-    {'loss': 1.5, 'accuracy': 0.25}
+
+def rates(sums: dict[str, float]) -> dict[str, float]:
+    """Per-item metrics of summed statistics; a name with a prefix is divided by the count of that prefix.
+
+    >>> rates({"loss_sum": 6.0, "correct": 1, "count": 4, "mlm:loss_sum": 1.0, "mlm:count": 2})
+    {'loss': 1.5, 'accuracy': 0.25, 'mlm_loss': 0.5}
     """
-    count = sums.get("count", 0) or float("nan")
-    named = {"loss_sum": "loss", "correct": "accuracy", "top10": "top10"}
-    return {named[name]: value / count for name, value in sums.items() if name in named}
+    found = {}
+    for name, value in sums.items():
+        prefix, colon, plain = name.rpartition(":")
+        if plain in RATES:
+            count = sums.get(f"{prefix}{colon}count", 0) or math.nan
+            found[f"{prefix}_{RATES[plain]}" if prefix else RATES[plain]] = value / count
+    return found

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ehrsequencing.config import PretrainConfig
 from ehrsequencing.data.artefacts import refuse_in_data
-from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import DataError
 from ehrsequencing.io import read_json
-from ehrsequencing.models.behrt import BEHRTForMLM
-from ehrsequencing.models.folder import state_hash
+from ehrsequencing.models.behrt import BEHRTHead
 from ehrsequencing.models.lora import count_parameters, parameter_report
 from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.loop import FitResult, Trainer
-from ehrsequencing.training.plans import MLMPlan
+from ehrsequencing.training.objectives import OBJECTIVES, decided
+from ehrsequencing.training.plans import PretrainPlan
 from ehrsequencing.training.runs import (
+    CHANGEABLE,
     as_built,
+    base_hash,
     batch_source,
     check_identity,
     config_hash,
@@ -30,19 +32,12 @@ from ehrsequencing.training.runs import (
     open_run,
     parameter_section,
     plan_start,
-    ratio_interval,
     require_run,
     seed_everything,
     size_name,
     store_files,
     warnings_to,
 )
-
-FLOOR_NAMES = {
-    "uniform": "floor: uniform over used codes",
-    "unigram": "floor: unigram",
-    "copy": "floor: copy from own other codes",
-}
 
 
 def pretrain(
@@ -55,7 +50,7 @@ def pretrain(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Pretrain a BEHRT with masked language modelling.
+    """Pretrain a BEHRT without labels.
 
     Args:
         store_path: Token store.
@@ -70,8 +65,8 @@ def pretrain(
         The summary that is also written to `summary.json`.
 
     Raises:
-        ConfigError: `out` overlaps the store, or lies in another one or a dataset.
-        DataError: train or tuning has no subject.
+        ConfigError: `out` overlaps the store, or lies in another one or a dataset; the base does not fit the objective.
+        DataError: train or tuning has no subject, or none with what the objective predicts.
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
     observer = observer or Observer()
@@ -89,36 +84,31 @@ def pretrain(
     config = start.config
     notes: list[str] = []
     seed_everything(config.loop.seed)
+    objective = OBJECTIVES[config.objective]
+    head = objective.head(config, store.vocabulary)
     if base_folder is None:
-        model = BEHRTForMLM(model_config(config.model, len(store.vocabulary)))
+        built = model_config(config.model, len(store.vocabulary), causal=objective.causal(config))
+        model = objective.model(built, **head)
     else:
-        options = config.model.model_dump(include=config.model.model_fields_set & {"dropout", "attention_dropout"})
+        options = config.model.model_dump(include=config.model.model_fields_set & CHANGEABLE)
         with warnings_to(observer, notes):
-            model = load_base(BEHRTForMLM, base_folder, store, **options)
-        start = as_built(start, model.config)
-        config = start.config
+            model = load_base(objective.model, base_folder, store, **options, **head)
+    start = as_built(start, model.config)
+    start = replace(start, config=decided(start.config, model.config))
+    config = start.config
     identity = {
         "store": store.fingerprint,
-        "base": state_hash(model) if base_folder is not None else "none",
+        "base": base_hash(model) if base_folder is not None else "none",
         "configuration": config_hash(config),
     }
     check_identity(start, identity)
     if (done := finished_summary(start)) is not None:
         return done
     sources = {
-        split: batch_source(
-            store, split, Examples.whole_histories(store.split(split)), config.loop, model.config.max_length
-        )
+        split: batch_source(store, split, objective.examples(store.split(split), notes), config.loop, model.config)
         for split in ("train", "tuning")
     }
-    plan = MLMPlan(
-        model.config,
-        sources["train"],
-        sources["tuning"],
-        store.vocabulary,
-        rate=config.mask_rate,
-        seed=config.loop.seed,
-    )
+    plan = objective.plan(model, sources["train"], sources["tuning"], store.vocabulary, config)
     facts = {
         "kind": "pretrain",
         "store": str(store.path.resolve()),
@@ -129,61 +119,60 @@ def pretrain(
         "padding_share": sources["train"].padding_share(0),
     }
     with open_run(start, identity, facts) as tracker:
+        for note in (*notes, *plan.notes):
+            observer.say(note)
         floors = plan.floors()
         observer.say(_floor_line(floors))
         trainer = Trainer(model, plan, config.optim, config.loop, tracker, identity=identity, observer=observer)
         result = trainer.fit(resume=start.taken_up)
-        statistics = plan.subject_statistics(trainer.model, trainer.fabric.device)
+        judged = plan.judge(trainer.model, trainer.fabric.device)
         model.to("cpu")
         model.save_pretrained(
             tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=store_files(store)
         )
         name = f"behrt-{size_name(model.config)}"
-        metrics = {name: _mlm_metrics(statistics)} | {
-            FLOOR_NAMES[floor]: {
-                "mlm/mlm_loss": {"value": value["loss"], "higher_is_better": False},
-                "mlm/mlm_accuracy": {"value": value["accuracy"], "higher_is_better": True},
-            }
-            for floor, value in floors.items()
+        metrics = {name: judged} | {
+            f"floor: {FLOOR_NAMES.get(floor, floor)}": plan.floor_entries(value) for floor, value in floors.items()
         }
-        _write_report_data(tracker.run_dir, store, config, model, result, metrics, floors, name)
+        _write_report_data(tracker.run_dir, store, plan, model, result, metrics, floors, name)
         tracker.plot_training_curves()
-        tracker.save_summary(metrics, notes=notes)
+        tracker.save_summary(metrics, notes=[*notes, *plan.notes])
         tracker.set_status("early_stopped" if result.early_stopped else "completed")
         return read_json(tracker.run_dir / "summary.json")
 
 
+FLOOR_NAMES = {"uniform": "uniform over used codes", "copy": "copy from own other codes"}
+
+
 def _floor_line(floors: dict[str, dict[str, float]]) -> str:
-    parts = [f"{name} {value['loss']:.2f} nats, {value['accuracy']:.1%}" for name, value in floors.items()]
-    return "floors on the tuning masks: " + "; ".join(parts)
-
-
-def _mlm_metrics(statistics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    population = {"n": int(statistics["count"].sum()), "subjects": int((statistics["count"] > 0).sum())}
-    named = {"mlm_loss": ("loss_sum", False), "mlm_accuracy": ("correct", True), "mlm_top10": ("top10", True)}
-    return {
-        f"mlm/{metric}": ratio_interval(statistics[column], statistics["count"])
-        | {**population, "seeds": 1, "higher_is_better": better}
-        for metric, (column, better) in named.items()
-    }
+    parts = []
+    for name, floor in floors.items():
+        others = [
+            f"{key.replace('_', ' ')} {value:.1%}"
+            for key, value in floor.items()
+            if key in ("accuracy", "recall_at_10")
+        ]
+        parts.append(", ".join([f"{name} {floor['loss']:.2f} nats", *others]))
+    return "floors on tuning: " + "; ".join(parts)
 
 
 def _write_report_data(
     run: Path,
     store: TokenStore,
-    config: PretrainConfig,
-    model: BEHRTForMLM,
+    plan: PretrainPlan,
+    model: BEHRTHead,
     result: FitResult,
     metrics: dict[str, Any],
     floors: dict[str, dict[str, float]],
     name: str,
 ) -> None:
-    own = metrics[name]
+    subjects = max(entry["subjects"] for entry in metrics[name].values())
     report = parameter_report(model)
+    masked = "mlm/mlm_loss" in metrics[name]
     write_report_data(
         run,
         {
-            "title": f"Pretraining of {name} with masked language modelling",
+            "title": f"Pretraining of {name}: {plan.title}",
             "models": [
                 {
                     "model": name,
@@ -195,13 +184,14 @@ def _write_report_data(
                 },
                 *({"model": floor, "kind": "baseline"} for floor in metrics if floor != name),
             ],
-            "floors": [{"name": floor, **value} for floor, value in floors.items()],
+            # Those of masked codes have a section of their own; the others stand beside the model in its table.
+            "floors": [{"name": floor, **value} for floor, value in floors.items() if "accuracy" in value and masked],
             "parameters": {name: parameter_section(report)},
             "data": describe_store(store),
             "caveats": [
-                f"Figures are on {own['mlm/mlm_loss']['subjects']} tuning subjects, which also chose the best epoch.",
-                f"{config.mask_rate:.0%} of codes are chosen; tuning masks are fixed, train masks redrawn each epoch. "
-                "Figures count the codes hidden behind a mask, not those shown unchanged or replaced.",
+                f"Figures are on {subjects} tuning subjects, which also chose the best epoch.",
+                *plan.caveats(),
+                *plan.notes,
             ],
         },
     )

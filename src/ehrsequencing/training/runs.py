@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,18 +22,26 @@ from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.vocabulary import Vocabulary
 from ehrsequencing.errors import CheckpointError, ConfigError, RunError
 from ehrsequencing.io import hash_bytes, read_json
-from ehrsequencing.models.behrt import BEHRTConfig, BEHRTForMLM, BEHRTForSequenceClassification
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTHead
+from ehrsequencing.models.folder import tensors_hash
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.rundir import refuse_existing
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.device import resolve_loop
 
-Model = TypeVar("Model", BEHRTForMLM, BEHRTForSequenceClassification)
+Model = TypeVar("Model", bound=BEHRTHead)
+CHANGEABLE = {"dropout", "attention_dropout"}
+"""Options of the architecture that change no weight, so that they may differ from the base's."""
 RunConfig = TypeVar("RunConfig", PretrainConfig, FinetuneConfig)
 
 
-def model_config(options: ModelOptions, vocab_size: int) -> BEHRTConfig:
-    """Architecture from the run's options."""
+def model_config(options: ModelOptions, vocab_size: int, *, causal: bool = False) -> BEHRTConfig:
+    """Architecture from the run's options.
+
+    Args:
+        causal: Whether the objective predicts from every visit in one pass.
+    """
+    decided = options.resolved(causal=causal)
     preset = {"small": BEHRTConfig.small, "medium": BEHRTConfig.medium, "large": BEHRTConfig.large}[options.size]
     return preset(
         vocab_size=vocab_size,
@@ -42,10 +49,17 @@ def model_config(options: ModelOptions, vocab_size: int) -> BEHRTConfig:
         dropout=options.dropout,
         attention_dropout=options.attention_dropout,
         position=options.position,
+        age=options.age,
         num_kinds=len(KINDS) if options.kinds else 0,
-        time_embedding=options.times,
+        calendar_embedding=options.calendar,
         use_values=options.values,
+        separators=options.separators,
+        activation=options.activation,
+        norm=options.norm,
         pooling=options.pooling,
+        attention=decided.attention,
+        time_embedding=bool(decided.times),
+        gap_embedding=bool(decided.gaps),
     )
 
 
@@ -75,7 +89,7 @@ def plan_start(
     out = out.resolve()
     if from_run is not None:
         _refuse_own_base(out, from_run.resolve())
-        fixed = sorted(requested.model.model_fields_set - {"dropout", "attention_dropout", "pooling"})
+        fixed = sorted(requested.model.model_fields_set - CHANGEABLE - {"pooling"})
         if fixed:
             raise ConfigError(
                 f"with --from the architecture is the base's, so {', '.join('model.' + name for name in fixed)} "
@@ -112,16 +126,23 @@ def plan_start(
 
 
 def as_built(start: Start[RunConfig], built: BEHRTConfig) -> Start[RunConfig]:
-    """The run with the architecture that its base gave it in place of the options' defaults."""
+    """The run with the architecture that its model has in place of what the options left open or its base decided."""
     presets = get_args(ModelOptions.model_fields["size"].annotation)
     options = start.config.model.model_dump() | {
         "max_length": built.max_length,
         "dropout": built.dropout,
         "attention_dropout": built.attention_dropout,
+        "attention": built.attention,
         "position": built.position,
+        "age": built.age,
         "kinds": built.num_kinds > 0,
         "times": built.time_embedding,
+        "gaps": built.gap_embedding,
+        "calendar": built.calendar_embedding,
         "values": built.use_values,
+        "separators": built.separators,
+        "activation": built.activation,
+        "norm": built.norm,
         "pooling": built.pooling,
     }
     if (name := size_name(built)) in presets:
@@ -203,16 +224,19 @@ def config_hash(config: BaseModel) -> str:
     return hash_bytes(config.model_dump_json(exclude={"accept": True, "loop": {"checkpoint_seconds"}}).encode())
 
 
-def batch_source(store: TokenStore, split: str, examples: Examples, loop: LoopOptions, max_length: int) -> BatchSource:
-    """Batches of one split."""
+def batch_source(
+    store: TokenStore, split: str, examples: Examples, loop: LoopOptions, built: BEHRTConfig
+) -> BatchSource:
+    """Batches of one split, for a model of this architecture."""
     return BatchSource(
         store.split(split),
         examples,
         store.values,
-        max_length=max_length,
+        max_length=built.max_length,
         token_budget=loop.token_budget,
         seed=loop.seed,
         max_examples=loop.max_examples,
+        separators=built.separators,
     )
 
 
@@ -258,21 +282,6 @@ def flow_section(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
             {"step": row["step"], "count": row["rows"], "subjects": row.get("subjects")} for row in manifest["flow"]
         ],
     }
-
-
-def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, z: float = 1.96) -> dict[str, float]:
-    """Ratio of sums with a 95 % interval over subjects, by linearisation.
-
-    Args:
-        numerator: Float [subjects], for example correct predictions.
-        denominator: Float [subjects], for example predictions.
-
-    Source: Cochran, Sampling Techniques, 3rd ed. 1977, section 2.11.
-    """
-    ratio = numerator.sum() / denominator.sum()
-    residual = numerator - ratio * denominator
-    error = math.sqrt((residual**2).sum()) / denominator.sum()
-    return {"value": float(ratio), "low": float(ratio - z * error), "high": float(ratio + z * error)}
 
 
 @contextmanager
@@ -326,6 +335,11 @@ def load_base(kind: type[Model], folder: Path, store: TokenStore, **overrides: A
             )
             return model
     return kind.from_pretrained(folder, vocabulary_hash=store.vocabulary.hash, **overrides)
+
+
+def base_hash(model: BEHRTHead) -> str:
+    """Hash of what came from the base; a fresh head is drawn from the seed and is no part of it."""
+    return tensors_hash({name: model.state_dict()[name] for name in model.pretrained_parameters})
 
 
 def seed_everything(seed: int) -> None:

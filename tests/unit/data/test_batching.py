@@ -307,6 +307,9 @@ def test_a_batch_moves_and_names_its_inputs(many):
         "mask": torch.bool,
         "times": torch.float32,
         "values": torch.float32,
+        "gaps": torch.float32,
+        "age_years": torch.float32,
+        "calendar": torch.float32,
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from ehrsequencing.data.batching import Batch
 from ehrsequencing.data.vocabulary import MASK, NUM_SPECIAL, SPECIAL_TOKENS, Vocabulary
 from ehrsequencing.errors import DataError
-from ehrsequencing.models.behrt import BEHRTConfig, BEHRTForMLM
+from ehrsequencing.models.behrt import BEHRTConfig, BEHRTForMLM, ModelOutput
 from ehrsequencing.training.plans import FIXED_EPOCH, ClassificationPlan, MLMPlan, MultiLabelPlan, rates
 
 KINDS_OF = np.array([0] * NUM_SPECIAL + [index % 4 for index in range(20)], dtype=np.uint8)
@@ -43,7 +43,8 @@ def batch(rows: int = 64, length: int = 30) -> Batch:
     kinds = torch.where(codes >= NUM_SPECIAL, torch.as_tensor(KINDS_OF.astype(np.int64))[codes] + 1, 0)
     return Batch(
         codes=codes, ages=torch.full_like(codes, 50), visit_ids=torch.zeros_like(codes), mask=mask, kinds=kinds,
-        times=torch.zeros(codes.shape), values=torch.rand(codes.shape), subject_ids=torch.arange(rows),
+        times=torch.zeros(codes.shape), values=torch.rand(codes.shape), gaps=torch.zeros(codes.shape),
+        age_years=torch.full(codes.shape, 50.0), calendar=torch.zeros(codes.shape), subject_ids=torch.arange(rows),
         example_ids=torch.arange(rows), targets=(torch.arange(rows) % 2).float(),
     )  # fmt: skip
 
@@ -106,7 +107,7 @@ class Copyist(torch.nn.Module):
         probability = torch.full((len(shown), 25), 1 / 20)
         probability[:, :NUM_SPECIAL] = 1e-9
         copied = torch.nn.functional.one_hot(shown, 25) * 0.5 + probability * 0.5
-        return torch.where((shown == MASK)[:, None], probability, copied).log(), None
+        return ModelOutput(torch.where((shown == MASK)[:, None], probability, copied).log(), None)
 
 
 def test_copying_what_is_shown_earns_nothing():
@@ -117,7 +118,7 @@ def test_copying_what_is_shown_earns_nothing():
     assert found["loss"] == pytest.approx(tested.floors()["uniform"]["loss"], rel=1e-4)
     assert found["accuracy"] < 0.08
     inputs, labels = tested.masked(made, 0)
-    _, train = tested.step(BEHRTForMLM(tested.config), made, 0)
+    _, train = tested.step(BEHRTForMLM(tested.config), made, 0, 0)
     assert train["count"] == ((inputs["codes"] == MASK) & (labels != -100)).sum()
 
 
@@ -137,7 +138,7 @@ def test_classification_validates_with_torchmetrics():
     torch.manual_seed(0)
     model = BEHRTForSequenceClassification(config).eval()
     found = tested.validate(model, torch.device("cpu"))
-    loss, sums = tested.step(model, made, 0)
+    loss, sums = tested.step(model, made, 0, 0)
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert rates(sums)["accuracy"] == pytest.approx(found["accuracy"])
     assert 0 <= found["auroc"] <= 1
@@ -157,7 +158,7 @@ def test_multi_label_validation_counts_categories_with_both_classes():
     torch.manual_seed(0)
     model = BEHRTForSequenceClassification(config, num_labels=5, problem_type="multi_label").eval()
     found = tested.validate(model, torch.device("cpu"))
-    loss, sums = tested.step(model, made, 0)
+    loss, sums = tested.step(model, made, 0, 0)
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert rates(sums)["loss"] == pytest.approx(found["loss"], rel=1e-5)
     score = model(**made.inputs(config.input_names)).logits.detach()
