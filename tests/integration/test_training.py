@@ -52,7 +52,7 @@ def test_the_model_folder_gives_the_logged_loss_again(world):
     store = TokenStore.open(world.store)
     model = BEHRTForMLM.from_pretrained(world.pretrained / "model", vocabulary_hash=store.vocabulary.hash).eval()
     config = load_config(PretrainConfig, world.pretrained / "config.toml")
-    source = batch_source(store, "tuning", Examples.whole_histories(store.split("tuning")), config.loop, 64)
+    source = batch_source(store, "tuning", Examples.whole_histories(store.split("tuning")), config.loop, model.config)
     plan = MLMPlan(model.config, source, source, store.vocabulary, rate=config.mlm.rate, seed=config.loop.seed)
     best = json.loads((world.pretrained / "summary.json").read_text())["best"]
     assert plan.validate(model, torch.device("cpu"))["loss"] == best["metrics"]["val_loss"]

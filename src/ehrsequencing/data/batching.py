@@ -36,8 +36,8 @@ class Batch:
         kinds: Long [B, L], index into `KINDS` plus 1; 0 for CLS and padding.
         times: Float [B, L], days before the prediction time, 0 or more; 0 for CLS, static rows and padding.
         values: Float [B, L], share of train values at most this one, in [0, 1]; NaN without a value.
-        gaps: Float [B, L], days from the event before a token's visit to its first event, also where that event was cut
-            off; 0 for CLS, static rows, padding and the first visit of a subject.
+        gaps: Float [B, L], days to the first kept event of a token's visit from the event before it, also
+            where the event before was cut off; 0 for CLS, static rows, padding and the first visit of a subject.
         age_years: Float [B, L], as `ages`, but exact; NaN unknown.
         calendar: Float [B, L], years since the start of 2000; NaN for static rows; CLS has that of the last event.
         subject_ids, example_ids: Long [B]; the example is its position in `Examples`.
@@ -217,7 +217,7 @@ class BatchSource:
         static, lengths = windows.static[chosen], self.lengths[chosen] - 1
         width = 1 + int(lengths.max(initial=0))
         example, position, row = windows.rows(chosen)
-        visit, gap = _visits(example, split.visit[row], split.time, row)
+        visit, gap = _visits(example, split.visit[row], split.time, row, windows.start[chosen])
         if split.rules.order_within_visit == "canonical":
             # Histories are cut by time, since a prediction time may fall into a visit; what is left is put in order.
             keys = (split.statistic, split.value, split.code, split.kind, split.visit)
@@ -288,7 +288,9 @@ def _calendar(time: np.ndarray) -> np.ndarray:
     return np.where(time == STATIC_TIME, np.nan, (time - _START_OF_2000) / MICROSECONDS_PER_DAY / DAYS_PER_YEAR)
 
 
-def _visits(example: np.ndarray, visit: np.ndarray, time: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _visits(
+    example: np.ndarray, visit: np.ndarray, time: np.ndarray, row: np.ndarray, start: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Rank of each row's visit among those kept of its example, from 1, and days between it and the event before it.
 
     Args:
@@ -296,13 +298,14 @@ def _visits(example: np.ndarray, visit: np.ndarray, time: np.ndarray, row: np.nd
         visit: int [rows], the store's numbers; -1 for static rows, whose rank and gap are 0.
         time: int64, of all rows of the split.
         row: int64 [rows], rows of the split, of an example in order of time.
+        start: int64 [examples], first row of each one's subject.
 
     Returns:
         int64 [rows] and float64 [rows].
 
     >>> time = np.array([STATIC_TIME, 0, 86_400_000_000, 3 * 86_400_000_000, 0, 0])
-    >>> rows = np.array([0, 1, 3, 4, 5])
-    >>> rank, gap = _visits(np.array([0, 0, 0, 1, 1]), np.array([-1, 0, 2, 0, 0]), time, rows)
+    >>> rows, starts = np.array([0, 1, 3, 4, 5]), np.array([0, 4])
+    >>> rank, gap = _visits(np.array([0, 0, 0, 1, 1]), np.array([-1, 0, 2, 0, 0]), time, rows, starts)
     >>> rank.tolist(), gap.tolist()
     ([0, 1, 2, 1, 1], [0.0, 0.0, 2.0, 0.0, 0.0])
     """
@@ -316,9 +319,12 @@ def _visits(example: np.ndarray, visit: np.ndarray, time: np.ndarray, row: np.nd
     )
     owner = distinct // numbers
     ranks[dated] = inverse - np.searchsorted(owner, np.arange(int(example.max()) + 1))[example[dated]] + 1
-    # What was known last before a visit began; of a subject's first visit that is a static row or another subject.
+    # The event before may have been cut off; it was known all the same.
     begins = row[dated[first]]
     before = time[np.maximum(begins - 1, 0)]
-    known = (before != STATIC_TIME) & (begins > 0) & (visit[dated[first]] > 0)
-    gaps[dated] = np.where(known, np.maximum(time[begins] - before, 0) / MICROSECONDS_PER_DAY, 0.0)[inverse]
+    known = (begins > start[owner]) & (before != STATIC_TIME)
+    # Subtracted where known alone: `STATIC_TIME` is so far away that the difference overflows.
+    gap = np.zeros(len(begins))
+    gap[known] = (time[begins[known]] - before[known]) / MICROSECONDS_PER_DAY
+    gaps[dated] = gap[inverse]
     return ranks, gaps

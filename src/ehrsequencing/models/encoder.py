@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,8 @@ class EncoderLayer(nn.Module):
         width = config.hidden_dim
         self.pre_norm = config.norm == "pre"
         self.gated = config.activation == "swiglu"
-        self.activation = {"gelu": F.gelu, "relu": F.relu, "swiglu": F.silu}[config.activation]
+        functions: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swiglu": F.silu}
+        self.activation = functions[config.activation]
         rotary = RotaryPositions(width // config.num_heads, config.max_length) if config.position == "rotary" else None
         self.self_attn = SelfAttention(width, config.num_heads, config.attention_dropout, rotary)
         inner = max(1, config.ffn_dim * 2 // 3) if self.gated else config.ffn_dim

@@ -82,8 +82,8 @@ class NextVisitPlan:
 
     def _known(self, batch: Batch, visits: Tensor) -> tuple[Tensor, Tensor]:
         """What was seen until these visits, and what came next; Float [transitions, vocab_size] each."""
-        sizes = {"vocab_size": self.size, "num_special": NUM_SPECIAL}
-        return seen_visits(*_visible(batch), visits, **sizes), next_codes(*_visible(batch), visits, **sizes)
+        seen = seen_visits(*_visible(batch), visits, vocab_size=self.size, num_special=NUM_SPECIAL)
+        return seen, self.target(batch, visits)
 
     def questions(self, batch: Batch, epoch: int) -> Tensor:
         """Visits to predict from, Long [transitions, 2]; at most one a row in prefix mode."""
@@ -157,13 +157,13 @@ class NextVisitPlan:
             for name in names:
                 sums = torch.zeros(len(batch), dtype=torch.float64, device=logits.device)
                 rows[name].append(sums.index_add_(0, visits[:, 0], found[name]).cpu().numpy())
-        sums = {name: np.concatenate(parts) for name, parts in rows.items()}
-        population = {"subjects": int((sums["transitions"] > 0).sum()), "seeds": 1}
+        total = {name: np.concatenate(parts) for name, parts in rows.items()}
+        population = {"subjects": int((total["transitions"] > 0).sum()), "seeds": 1}
         return {
-            f"{TASK}/ce": ratio_interval(sums["loss_sum"], sums["count"])
-            | {"n": int(sums["count"].sum()), **population, "higher_is_better": False},
-            f"{TASK}/recall_at_10": ratio_interval(sums["recall_sum"], sums["transitions"])
-            | {"n": int(sums["transitions"].sum()), **population, "higher_is_better": True},
+            f"{TASK}/ce": ratio_interval(total["loss_sum"], total["count"])
+            | {"n": int(total["count"].sum()), **population, "higher_is_better": False},
+            f"{TASK}/recall_at_10": ratio_interval(total["recall_sum"], total["transitions"])
+            | {"n": int(total["transitions"].sum()), **population, "higher_is_better": True},
         }
 
     @torch.no_grad()

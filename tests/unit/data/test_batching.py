@@ -15,7 +15,7 @@ from ehrsequencing.data.rules import Rules
 from ehrsequencing.data.schema import MICROSECONDS_PER_DAY, STATIC_TIME
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.values import GRID_POINTS, ValueStatistics
-from ehrsequencing.data.vocabulary import CLS, PAD
+from ehrsequencing.data.vocabulary import CLS, PAD, SEP
 from ehrsequencing.errors import ConfigError
 
 DAY = MICROSECONDS_PER_DAY
@@ -158,6 +158,10 @@ def test_a_batch_is_what_a_plain_reading_of_the_rows_gives(by_subject, data, max
         assert sorted(seen) == list(range(len(asked)))
 
 
+def calendar(time):
+    return (time - 10_957 * DAY) / DAY / 365.25
+
+
 def check_example(batch, row, events, until, max_length):
     visible = [event for event in events if event["time"] <= until]
     static = [event for event in visible if event["time"] == STATIC_TIME]
@@ -186,6 +190,19 @@ def check_example(batch, row, events, until, max_length):
     assert min(days, default=0) >= 0
     shares = [math.nan, *(event["value"] / 100 for event in kept), *[math.nan] * padding]
     np.testing.assert_allclose(batch.values[row].numpy(), np.float32(shares))
+    everything = [event for event in visible if event["time"] > STATIC_TIME]
+    gaps = {}
+    for place, event in enumerate(dated, start=len(everything) - len(dated)):
+        gaps.setdefault(event["visit"], (event["time"] - everything[max(place - 1, 0)]["time"]) / DAY)
+    np.testing.assert_allclose(
+        batch.gaps[row].numpy(),
+        [0, *(0 if event["time"] == STATIC_TIME else gaps[event["visit"]] for event in kept), *[0] * padding],
+    )
+    years = [math.nan if event["time"] == STATIC_TIME else calendar(event["time"]) for event in kept]
+    last = calendar(dated[-1]["time"]) if dated else math.nan
+    np.testing.assert_allclose(batch.calendar[row].numpy(), np.float32([last, *years, *[math.nan] * padding]))
+    exact = [dated[-1]["age"] if dated else math.nan, *(event["age"] for event in kept), *[math.nan] * padding]
+    np.testing.assert_allclose(batch.age_years[row].numpy(), np.float32(exact), rtol=1e-5, atol=1e-5)
     known = [years for years in batch.ages[row, 1 + len(static) : 1 + len(kept)].tolist() if years != UNKNOWN_AGE]
     assert known == sorted(known)
 
@@ -220,6 +237,66 @@ def test_canonical_order_is_by_visit_kind_and_code_and_changes_nothing_else(rows
         dated = [row for row in other[1:] if row[0] > 0]
         assert [row[:3] for row in dated] == sorted(row[:3] for row in dated)
     assert canonical[0] == canonical[1]
+
+
+@settings(max_examples=40)
+@given(rows_strategy, st.integers(-1, 9), st.integers(2, 12), st.sampled_from(["time", "canonical"]), st.booleans())
+def test_separators_end_visits_and_fit_the_model(rows, until, max_length, order, whole):
+    """The most recent rows that fit with their separators stay, whole visits where the rules ask for them."""
+    first = {}
+    for row in sorted((row for row in rows if row["day"] is not None), key=lambda row: row["day"]):
+        first.setdefault(row["visit"], len(first))
+    events = stored([{**row, "visit": first.get(row["visit"], 0)} for row in rows], None)
+    options = {"order_within_visit": order, "long_histories": "visits" if whole else "events"}
+    with tempfile.TemporaryDirectory() as folder:
+        Rules(**options).save(Path(folder))
+        split = write_split(Path(folder), {3: events})
+        examples = Examples(np.array([0]), np.array([until * DAY]), None, split.subject_id)
+        plain = BatchSource(split, examples, PERCENTS, max_length=max_length).build(np.array([0]))
+        source = BatchSource(split, examples, PERCENTS, max_length=max_length, separators=True)
+        batch = source.build(np.array([0]))
+    assert batch.codes.shape[1] == source.lengths[0] <= max_length
+    assert batch.mask.all()
+    is_separator = batch.codes[0] == SEP
+    ids = batch.visit_ids[0]
+    ends = torch.cat((ids[1:] != ids[:-1], torch.tensor([True]))) if order == "canonical" else None
+    for place in is_separator.nonzero()[:, 0].tolist():
+        assert ids[place] == ids[place - 1] > 0
+        assert (batch.kinds[0, place], batch.times[0, place]) == (0, batch.times[0, place - 1])
+        assert torch.isnan(batch.values[0, place])
+        assert place + 1 == len(ids) or ids[place + 1] != ids[place]
+    if ends is not None:
+        assert (is_separator == (ends & (ids > 0))).all()
+    names = ("codes", "times", "kinds")
+    kept, remaining = (
+        [tuple(getattr(item, name)[0, place].item() for name in names) for place in range(len(item.codes[0]))]
+        for item in (batch, plain)
+    )
+    for row, separator in zip(kept, is_separator.tolist(), strict=True):
+        if not separator:
+            remaining.remove(row)
+    if remaining and not whole:
+        # Another row needs a place, and one for its separator at most.
+        assert len(kept) + 2 > max_length
+
+
+def test_separators_by_hand(tmp_path):
+    rows = [
+        {"code": 7, "day": day, "visit": visit, "value": None, "kind": 0}
+        for day, visit in ((0, 0), (0, 0), (5, 1), (9, 2), (9, 2))
+    ]
+    for rule, max_length, expected in (
+        ("events", 9, [CLS, 7, 7, SEP, 7, SEP, 7, 7, SEP]),
+        ("events", 8, [CLS, 7, SEP, 7, SEP, 7, 7, SEP]),
+        ("visits", 8, [CLS, 7, SEP, 7, 7, SEP]),
+        ("events", 3, [CLS, 7, SEP]),
+    ):
+        folder = tmp_path / f"{rule}{max_length}"
+        folder.mkdir()
+        Rules(long_histories=rule).save(folder)
+        split = write_split(folder, {3: stored(rows, None)})
+        source = BatchSource(split, Examples.whole_histories(split), PERCENTS, max_length=max_length, separators=True)
+        assert next(source.fixed()).codes[0].tolist() == expected
 
 
 def fields_of(batch):
