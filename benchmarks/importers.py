@@ -104,7 +104,7 @@ def generate(source: str, folder: Path, rows: int) -> None:
 
 
 def _encounters(folder: Path, rows: int, generator: np.random.Generator) -> None:
-    from ehrsequencing.data.sources.uci_diabetes import COLUMNS, DRUGS
+    from ehrsequencing.data.sources.uci_diabetes_tables import COLUMNS, DRUGS
 
     drawn = {
         "encounter_id": generator.permutation(rows), "patient_nbr": generator.integers(0, rows // 2 + 1, rows),

@@ -6,7 +6,7 @@ Source: Silva et al. 2012, Computing in Cardiology 39:245-248; https://physionet
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,10 +19,10 @@ from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.physionet2012_records import (
     EPOCH,
     MAY_BE_ZERO,
+    RecordSet,
     aside,
     events,
     find_sets,
-    read,
     subjects,
 )
 from ehrsequencing.data.sources.spool import EventSpool, summary
@@ -55,6 +55,7 @@ def load(
     strict: bool = False,
     horizon_days: int = HORIZON_DAYS,
     progress: Callable[[int, int], None] | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> None:
     """Import the sets a, b and c that are there, and labels for those with outcomes.
 
@@ -66,6 +67,7 @@ def load(
         strict: An event that would be dropped is an error.
         horizon_days: `labels/time_to_death.parquet` is censored this long after its prediction time, 1 to 3650.
         progress: Called with (steps done, steps).
+        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
 
     Raises:
         ConfigError: `horizon_days` is out of range.
@@ -75,18 +77,19 @@ def load(
     """
     if not 1 <= horizon_days <= MAX_HORIZON_DAYS:
         raise ConfigError("horizon_days is out of range", got=horizon_days, expected=f"1 to {MAX_HORIZON_DAYS}")
-    with TemporaryDirectory() as unpacked, MedsWriter(out, overwrite) as writer:
-        sets = find_sets(src, Path(unpacked))
-        pieces = [piece for table in sets.values() for piece in read(table)]
-        stays = subjects(pieces)
-        outcomes, missing = _outcomes(src, list(sets))
+    with TemporaryDirectory() as unpacked, MedsWriter(out, overwrite, request) as writer:
+        found = find_sets(src, Path(unpacked))
+        sets = [RecordSet.of(table) for table in found.values()]
+        stays = subjects([piece for table in sets for piece in table.pieces])
+        outcomes, missing = _outcomes(src, list(found))
         with EventSpool(
-            writer.folder / ".spool", stays, sets.values(), registry="the sets", strict=strict, progress=progress
+            writer.folder / ".spool", stays, sets, registry="the sets", strict=strict, progress=progress
         ) as spool:
-            for piece in pieces:
-                told = spool.set_aside(piece, aside())
-                spool.add(told, *events(told.rows))
-            pieces.clear()
+            for table in sets:
+                for piece in spool.read(table, {}):
+                    told = spool.set_aside(piece, aside())
+                    spool.add(told, *events(told.rows))
+            del table, sets
             codes = spool.book()
             written = spool.write(writer)
         labels = _labels(outcomes.join(stays, on="subject_id", how="semi"), horizon_days)
