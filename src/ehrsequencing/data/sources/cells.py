@@ -64,7 +64,8 @@ def empty_column(name: str, kind: Kind, length: int) -> pl.Series:
 def stripped(values: pl.Series) -> pl.Series:
     """Text without blanks around it; nothing else is missing."""
     values = values.str.strip_chars()
-    return values.set(values == "", None)  # type: ignore[arg-type]
+    empty = values == ""
+    return values.set(empty, None) if empty.any() else values
 
 
 def identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
@@ -115,6 +116,9 @@ def times(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
 def numbers(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     if values.dtype.is_nested() or values.dtype.is_temporal():
         return empty_column(values.name, "number", len(values)), values.is_not_null()
+    number = values.cast(pl.Float64, strict=False)
+    if number.null_count() == values.null_count() and _all_fit(number):
+        return number, None
     given = stripped(values) if values.dtype == pl.String else values
     number = given.cast(pl.Float64, strict=False)
     missing = given.is_null()
@@ -122,6 +126,12 @@ def numbers(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
         missing |= number.is_nan().fill_null(False)
     fits = (number.abs() <= MAX_FLOAT32).fill_null(False) & number.is_not_nan().fill_null(False)
     return number.set(~fits, None), ~fits & ~missing
+
+
+def _all_fit(number: pl.Series) -> bool:
+    """Whether all are finite in float32; a maximum passes NaN over."""
+    largest = number.abs().max()
+    return not number.is_nan().any() and (largest is None or largest <= MAX_FLOAT32)  # type: ignore[operator]
 
 
 def texts(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:

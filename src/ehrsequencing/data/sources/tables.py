@@ -9,8 +9,10 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 import polars.selectors as cs
@@ -25,6 +27,8 @@ Wanted = Mapping[str, Kind | Cells]
 """Columns by lower-case name: what they hold, or how they are read (then under any name)."""
 Advance = Callable[[Path, int], None]
 """Called with a file and how many of its bytes have been read."""
+
+_T = TypeVar("_T")
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 BLOCK_BYTES = 8 << 20
@@ -339,15 +343,25 @@ def _csv(file: Path, columns: list[str], layout: Layout, advance: Advance | None
                 null_values=list(layout.missing),
             ),
         )
-        for batch in reader:
+        blocks = ((batch, raw.tell()) for batch in reader)
+        for batch, position in _ahead(blocks) if file.stat().st_size > BLOCK_BYTES else blocks:
             rows += batch.num_rows
             if batch.num_rows:
                 yield _frame(batch)
             if advance is not None:
-                advance(file, raw.tell())
+                advance(file, position)
         if quoted and layout.extends_ascii and counted.quotes % 2:
             # The parser takes the rest of the file as one cell, and with it all rows therein.
             raise DataError(f"{file} has a quotation mark that is never closed", got=f"row {rows} to the end")
+
+
+def _ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The same, the next one being made on another thread meanwhile; ends that thread before it ends itself."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 def _parquet(file: Path, columns: list[str], layout: Layout, advance: Advance | None) -> Iterator[pl.DataFrame]:
