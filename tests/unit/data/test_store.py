@@ -129,7 +129,7 @@ def test_the_vocabulary_is_read_on_first_use(store):
     manifest = read_json(store.path / "manifest.json")
     manifest["vocabulary"]["hash"] = "another"
     write_json(store.path / "manifest.json", manifest)
-    with pytest.raises(StoreError, match=r"vocabulary\.json belongs to another store \(got .*, expected another\)"):
+    with pytest.raises(StoreError, match=r"vocabulary\.json belongs to another store; got .*; expected another"):
         len(TokenStore.open(store.path).vocabulary)
 
 
