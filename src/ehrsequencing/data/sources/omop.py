@@ -6,13 +6,10 @@ Source: OHDSI, https://ohdsi.github.io/CommonDataModel/cdm53.html and cdm54.html
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import DEATH_CODE
 from ehrsequencing.data.sources.finishing import end_days, first_only, known_visits
 from ehrsequencing.data.sources.omop_concepts import (
@@ -44,6 +41,7 @@ from ehrsequencing.data.sources.spool import (
     write_observation_end,
 )
 from ehrsequencing.data.sources.tables import Table, find_tables, keyed, require_tables
+from ehrsequencing.data.sources.target import Target
 
 INPATIENT = frozenset({9201, 262, 8717})
 VOCABULARY = ("concept", "concept_ancestor")
@@ -66,25 +64,13 @@ NOTES = [
 ]  # fmt: skip
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target) -> None:
     """Import a folder of CDM tables; those that are missing are named in the manifest.
 
     Args:
         src: Folder with `person` and any of the other tables, names in whichever case, each as NAME.csv, NAME.csv.gz,
             NAME.parquet, or a folder NAME of such parts.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
+        target: Where it is written, and how.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a person is
@@ -98,10 +84,8 @@ def load(
     read = [tables[name] for name in (*(spec.name for spec in SPECS), *VOCABULARY) if name in tables]
     used = {"person", "observation_period", *VOCABULARY, *(spec.name for spec in SPECS)}
     with (
-        MedsWriter(out, overwrite, request) as writer,
-        EventSpool(
-            writer.folder / ".spool", subjects, read, registry="person", strict=strict, progress=progress
-        ) as spool,
+        target.writer() as writer,
+        target.spool(writer, subjects, read, "person") as spool,
     ):
         spool.add(people, *person_events(people.rows))
         inpatient = inpatient_concepts(tables.get("concept_ancestor"), INPATIENT, spool.advance)
@@ -127,7 +111,7 @@ def load(
         writer.finish(
             codes,
             source="omop",
-            options={"strict": strict},
+            options={"strict": target.strict},
             notes=NOTES,
             extra=summary(
                 spool,

@@ -7,14 +7,11 @@ CSVExporter, https://github.com/synthetichealth/synthea/wiki/CSV-File-Data-Dicti
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.finishing import end_days
@@ -32,6 +29,7 @@ from ehrsequencing.data.sources.synthea_tables import (
     with_times,
 )
 from ehrsequencing.data.sources.tables import Piece, Table, column_names, find_tables, keyed, require_tables
+from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import DataError
 
 PEOPLE = "patients"
@@ -62,24 +60,12 @@ NOTES = [
 ]  # fmt: skip
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target) -> None:
     """Import a folder of Synthea's CSV tables; those that are missing are named in the manifest.
 
     Args:
         src: Folder with `patients` and any of the other tables, columns in any order and case.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
+        target: Where it is written, and how.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, a time does not parse, a patient or encounter is
@@ -96,14 +82,9 @@ def load(
         _refuse_undated(tables[spec.name])
     used = {PEOPLE, *(spec.name for spec in SPECS)}
     with (
-        MedsWriter(out, overwrite, request) as writer,
-        EventSpool(
-            writer.folder / ".spool",
-            registry.select(SUBJECT, birth="birthdate"),
-            [tables[spec.name] for spec in specs],
-            registry=PEOPLE,
-            strict=strict,
-            progress=progress,
+        target.writer() as writer,
+        target.spool(
+            writer, registry.select(SUBJECT, birth="birthdate"), [tables[spec.name] for spec in specs], PEOPLE
         ) as spool,
     ):
         _add_people(spool, people, registry)
@@ -117,7 +98,7 @@ def load(
         writer.finish(
             codes,
             source="synthea",
-            options={"strict": strict},
+            options={"strict": target.strict},
             notes=NOTES,
             extra=summary(
                 spool,

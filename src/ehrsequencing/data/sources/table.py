@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from ehrsequencing.data.calendar import SHIFTED_DATES
-from ehrsequencing.data.dataset import MedsWriter, name_some
+from ehrsequencing.data.dataset import name_some
 from ehrsequencing.data.sources.finishing import end_days
 from ehrsequencing.data.sources.spool import (
     EXACT,
@@ -37,6 +35,7 @@ from ehrsequencing.data.sources.table_files import TableFiles
 from ehrsequencing.data.sources.table_mapping import Mapping as TableMapping
 from ehrsequencing.data.sources.table_mapping import read_mapping
 from ehrsequencing.data.sources.tables import Piece, keyed
+from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import DataError
 from ehrsequencing.io import write_bytes
 
@@ -50,26 +49,13 @@ OFFSET = f"{SHIFTED_DATES}: the mapping's times are numbers since an origin, so 
 SUBJECT_IDS_FILE = "metadata/subject_ids.parquet"
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    mapping: Path,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target, *, mapping: Path) -> None:
     """Import the tables that a mapping describes.
 
     Args:
         src: Folder of tables, or one file.
-        out: Folder of the MEDS dataset.
+        target: Where it is written, and how.
         mapping: TOML file; see `table_mapping.EXAMPLE`.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
 
     Raises:
         ConfigError: the mapping is wrong.
@@ -82,13 +68,11 @@ def load(
     files, readers = TableFiles(src, given), CellReaders(given)
     plans = _plans(given, files, readers)
     people = _people(given, plans)
-    with MedsWriter(out, overwrite, request) as writer:
+    with target.writer() as writer:
         subjects = _registry(people, plans, readers, writer.folder / ".subjects.parquet")
         registry = "the table of subjects" if people is not None else "any table"
         read = [plan.table for plan in plans]
-        with EventSpool(
-            writer.folder / ".spool", subjects, read, registry=registry, strict=strict, progress=progress
-        ) as spool:
+        with target.spool(writer, subjects, read, registry) as spool:
             timed = [index for index, plan in enumerate(plans) if _add(spool, plan, given)]
             book = _with_descriptions(spool.book(), given, files, readers)
             written = spool.write(writer, partial(end_days, timed=timed))
@@ -101,7 +85,10 @@ def load(
             writer.finish(
                 codes,
                 source=given.source,
-                options={"strict": strict, "mapping": given.model_dump(mode="json", by_alias=True, exclude_unset=True)},
+                options={
+                    "strict": target.strict,
+                    "mapping": given.model_dump(mode="json", by_alias=True, exclude_unset=True),
+                },
                 notes=NOTES + [HASHED] * (given.ids == "text") + [OFFSET] * (given.origin is not None),
                 extra=summary(spool, written, codes, date_only=not timed, tables_not_read=files.not_used()),
             )

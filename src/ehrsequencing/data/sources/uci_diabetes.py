@@ -6,15 +6,14 @@ Source: Strack et al. 2014, doi:10.1155/2014/781670; https://doi.org/10.24432/C5
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from ehrsequencing.data.calendar import NO_DATES
-from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, EVENT_SCHEMA, SPLITS, kind_of_code
+from ehrsequencing.data.sources.target import Target
 from ehrsequencing.data.sources.uci_diabetes_tables import (
     CATEGORIES,
     COUNTS_AT_ADMISSION,
@@ -58,24 +57,12 @@ NOTES = [
 ]
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target) -> None:
     """Import the publisher's zip or a folder with its two CSV files.
 
     Args:
         src: Folder or zip with `diabetic_data.csv` and `IDs_mapping.csv`, in whichever case and at whichever depth.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An encounter after a discharge by death, which is then no death, is an error.
-        progress: Called with (splits written, splits).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
+        target: Where it is written, and how.
 
     Raises:
         DataError: a file or column is missing, a value does not parse, an encounter is repeated; with `strict`, an
@@ -84,7 +71,7 @@ def load(
     """
     table, mapping = read(src)
     encounters, conflicts = _timeline(parse(table))
-    if strict and (after := conflicts["encounters_after_a_discharge_by_death"]):
+    if target.strict and (after := conflicts["encounters_after_a_discharge_by_death"]):
         raise DataError(
             f"{src}: {ENCOUNTERS_FILE} has {after} encounters after a discharge by death",
             remedy="mend the file, or import without strict, which counts them in the manifest",
@@ -94,19 +81,19 @@ def load(
     labels, manifest = _labels(encounters)
     patients = encounters["patient_nbr"].unique().sort()
     splits = pl.DataFrame({"subject_id": patients, "split": split_of(patients.to_numpy())})
-    with MedsWriter(out, overwrite, request) as writer:
+    with target.writer() as writer:
         by_split = events.join(splits, on="subject_id").partition_by("split", as_dict=True, include_key=False)
         for done, split in enumerate(SPLITS, start=1):
             whole = writer.folder / f".{split}.whole"
             if (split,) in by_split and not whole.exists():
                 writer.write_events(split, 0, by_split[(split,)])
                 whole.touch()
-            if progress is not None:
-                progress(done, len(SPLITS))
+            if target.progress is not None:
+                target.progress(done, len(SPLITS))
         writer.finish(
             codes,
             source="uci-diabetes",
-            options={"strict": strict},
+            options={"strict": target.strict},
             notes=NOTES,
             extra={
                 **_account(encounters, events, codes),
