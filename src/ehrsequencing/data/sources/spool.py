@@ -76,11 +76,12 @@ def event(
 def named(prefix: str, *parts: str | pl.Expr) -> pl.Expr:
     """Code `prefix//part//...`, blanks inside a part made single; null where a part is.
 
-    >>> pl.DataFrame({"drug": ["Sodium  Chloride", None]}).select(named("DRUG", "drug")).to_series().to_list()
-    ['DRUG//Sodium Chloride', None]
+    >>> rows = pl.DataFrame({"drug": ["Sodium  Chloride", None]})
+    >>> rows.select("drug", code=named("DRUG", "drug"), same=named("DRUG", pl.lit("Water"))).rows()
+    [('Sodium  Chloride', 'DRUG//Sodium Chloride', 'DRUG//Water'), (None, None, 'DRUG//Water')]
     """
     columns = [pl.col(part) if isinstance(part, str) else part for part in parts]
-    spaced = (column.map_batches(_single_spaced, return_dtype=pl.String) for column in columns)
+    spaced = (column.map_batches(_single_spaced, return_dtype=pl.String, is_elementwise=True) for column in columns)
     return pl.concat_str([pl.lit(prefix), *spaced], separator="//")
 
 
