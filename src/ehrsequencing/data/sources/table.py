@@ -211,7 +211,7 @@ def _add(spool: EventSpool, plan: Plan, given: TableMapping) -> bool:
     if plan.facts and account["rows"] and account["rows_without_events"].total() == account["rows"]:
         raise DataError(
             f"no row of {name} makes an event", got=f"{account['rows']} rows, {plan.no_event}",
-            remedy="mend the mapping",
+            remedy="mend where, or the names of the columns, in the mapping",
         )  # fmt: skip
     wanted = given.visits.inpatient if plan.classes and given.visits is not None else ()
     if isinstance(wanted, list) and (absent := sorted(set(wanted) - set(notes.get("classes", ())))):
@@ -244,14 +244,12 @@ def _sexes(given: TableMapping, people: Piece | None) -> list[str]:
         return []
     _, kept = filter_cells(CellReaders(given), given.subjects.where)
     _, known = sex_of(given.subjects)
-    cell = pl.col("static:GENDER")
-    counts = people.rows.filter(kept & cell.is_not_null() & ~known)["static:GENDER"].value_counts(sort=True)
+    cell = pl.col("sex")
+    counts = people.rows.filter(kept & cell.is_not_null() & ~known)["sex"].value_counts()
     if counts.is_empty():
         return []
-    found = [
-        f"GENDER//{shortened(value)} ({count:,} rows)"
-        for value, count in counts.sort("count", "static:GENDER", descending=[True, False]).head(10).iter_rows()
-    ]
+    ordered = counts.sort("count", "sex", descending=[True, False])
+    found = [f"GENDER//{shortened(value)} ({count:,} rows)" for value, count in ordered.head(10).iter_rows()]
     more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
     return [f"Sexes that are neither F nor M nor in sex_values keep their own code: {', '.join(found)}{more}."]
 

@@ -71,7 +71,7 @@ def known_to(name: str, form: str | None) -> pl.Expr:
 
 def sex_of(block: Subjects) -> tuple[pl.Expr, pl.Expr]:
     """The sex that a cell means, and whether the mapping says so; an unknown one is kept as it is."""
-    cell = pl.col("static:GENDER")
+    cell = pl.col("sex")
     means = block.sex_values or {sex: sex for sex in SEXES}
     return cell.replace(means), cell.is_in(list(means))
 
@@ -80,9 +80,12 @@ def subjects_plan(block: Subjects, table: Table, readers: CellReaders) -> Plan:
     """Birth, undated facts, and death."""
     cells: dict[str, Cells] = {"subject_id": readers.subject(block.subject)}
     filters, kept = filter_cells(readers, block.where)
-    died, dead = filter_cells(readers, block.death_where, "death")
-    static = ({"GENDER": block.sex} if block.sex is not None else {}) | block.static
+    died, dead = filter_cells(readers, block.death_where, "death_where")
     sex, known_sex = sex_of(block)
+    undated = {"sex": named("GENDER", sex)} if block.sex is not None else {}
+    undated |= {f"static:{prefix}": named(prefix, f"static:{prefix}") for prefix in block.static}
+    if block.sex is not None:
+        cells["sex"] = readers.text(block.sex)
     if block.birth is not None:
         cells["birth"] = readers.time(block.birth, block.time_format)
     if block.age is not None:
@@ -90,19 +93,16 @@ def subjects_plan(block: Subjects, table: Table, readers: CellReaders) -> Plan:
     for name, column in (("death", block.death), ("observed_until", block.observed_until)):
         if column is not None:
             cells |= time_cells(readers, name, column, block.time_format)
-    cells |= {f"static:{prefix}": readers.text(column) for prefix, column in static.items()} | filters | died
+    cells |= {f"static:{prefix}": readers.text(column) for prefix, column in block.static.items()} | filters | died
 
     def events(rows: pl.DataFrame) -> list[pl.DataFrame]:
         rows = rows.filter(kept).unique(
             [name for name in rows.columns if name != "row"], keep="first", maintain_order=True
         )
         made = [
-            event(
-                rows, named(prefix, sex if prefix == "GENDER" else f"static:{prefix}"), None, "demographic",
-                where=pl.col(f"static:{prefix}").is_not_null(),
-            )
-            for prefix in static
-        ]  # fmt: skip
+            event(rows, code, None, "demographic", where=pl.col(column).is_not_null())
+            for column, code in undated.items()
+        ]
         if "birth" in cells:
             birth = pl.col("birth").dt.truncate("1d")
             made.append(
@@ -122,7 +122,7 @@ def subjects_plan(block: Subjects, table: Table, readers: CellReaders) -> Plan:
         return made or [event(rows, pl.lit(None), None, "demographic", where=pl.lit(False))]
 
     no_event = "excluded by where, nothing stated, or stated in another row"
-    odd = {} if block.sex is None else {UNKNOWN_SEX: kept & pl.col("static:GENDER").is_not_null() & ~known_sex}
+    odd = {} if block.sex is None else {UNKNOWN_SEX: kept & pl.col("sex").is_not_null() & ~known_sex}
     facts = len(cells) > 1 + len(filters) + len(died)
     return Plan(table, cells, events, no_event=no_event, contradictions=odd, facts=facts)
 

@@ -112,9 +112,11 @@ def load(
     """
     table, mapping = _read(src)
     encounters, conflicts = _timeline(_parse(table))
-    if strict and (after := conflicts["encounters_after_a_discharge_by_death"]):
+    if strict and len(after := encounters.filter("after_death")):
+        first = after.sort("line").row(0, named=True)
         raise DataError(
-            f"{src}: {ENCOUNTERS_FILE} has {after} encounters after a discharge by death",
+            f"{src}: {ENCOUNTERS_FILE} has {len(after)} encounters after a discharge by death",
+            got=f"encounter {first['encounter_id']} of patient {first['patient_nbr']} on line {first['line']}",
             remedy="mend the file, or import without strict, which counts them in the manifest",
         )
     events = _events(encounters, mapping)
@@ -279,11 +281,12 @@ def _parse(table: pl.DataFrame) -> pl.DataFrame:
         pl.when(pl.col(text).is_in(MISSING)).then(None).otherwise(pl.col(text)).name.keep(),
         age_years=bounds["age"].list.mean(),
         weight_pounds=bounds["weight"].list.mean(),
+        line=pl.int_range(2, pl.len() + 2),
     )
 
 
 def _timeline(encounters: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Add `admitted`, `discharged` (pseudo-dates), `first` and `last` of the patient; count what contradicts itself."""
+    """Add `admitted`, `discharged` (pseudo-dates), `first`, `last` and `after_death`; count what contradicts itself."""
     encounters = encounters.sort("patient_nbr", "encounter_id").with_columns(
         order=pl.int_range(pl.len()).over("patient_nbr"),
         last=pl.int_range(pl.len()).reverse().over("patient_nbr") == 0,
@@ -306,9 +309,8 @@ def _timeline(encounters: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     conflicts["encounters_younger_than_the_one_before"] = int(
         encounters.select((pl.col("age_years").diff().over("patient_nbr") < 0).sum()).item()
     )
-    conflicts["encounters_after_a_discharge_by_death"] = int(
-        encounters.select((died.cum_sum().over("patient_nbr") - died > 0).sum()).item()
-    )
+    encounters = encounters.with_columns(after_death=died.cum_sum().over("patient_nbr") - died > 0)
+    conflicts["encounters_after_a_discharge_by_death"] = int(encounters["after_death"].sum())
     return encounters, conflicts
 
 
