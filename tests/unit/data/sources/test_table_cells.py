@@ -61,24 +61,15 @@ def test_strict_takes_text_that_is_kept(tmp_path):
             st.none(), st.floats(-1e6, 1e6, width=32).map(repr), st.text("<>+-.,05eEnaif %", min_size=1, max_size=6)
         ),
         min_size=1,
+        max_size=50,
     ),
     st.booleans(),
 )
 def test_no_wide_cell_is_lost(tmp_path_factory, cells, comma):
     folder = tmp_path_factory.mktemp("wide")
-    frame = pl.DataFrame(
-        {"who": 1, "when": "2020-01-01", "crp": cells, "kg": None}, schema_overrides={"crp": pl.String}
-    )
-    frame = frame.with_columns(when=pl.lit("2020-01-01 00:") + pl.int_range(pl.len()).cast(pl.String).str.zfill(2))
-    frame = (
-        frame.head(60).vstack(
-            frame.head(1).with_columns(who=pl.lit(2, dtype=pl.Int32).cast(frame["who"].dtype), kg=pl.lit("1"), crp=None)
-        )
-        if False
-        else frame.head(60)
-    )
-    last = pl.DataFrame({"who": [1], "when": ["2021-01-01"], "crp": ["1"], "kg": [None]}, schema=frame.schema)
-    made = pl.concat([frame, last])
+    schema = {"who": pl.Int64, "when": pl.String, "crp": pl.String, "kg": pl.String}
+    rows = [(1, f"2020-01-01 00:{place:02}", cell, None) for place, cell in enumerate([*cells, "1"])]
+    made = pl.DataFrame(rows, schema=schema, orient="row")
     dataset = small(folder, made.write_csv(), ('decimal = ","\n' if comma else "") + WIDE)
     filled = [cell for cell in made["crp"] if cell is not None and cell.strip()]
     events = events_of(dataset).sort("time")
@@ -187,7 +178,10 @@ SEXES = '[subjects]\nsubject = "who"\nsex = "sex"\n{}\n' + SMALL
             'sex_values = { M = "M", W = "F" }', {"GENDER//M", "GENDER//F", "GENDER//d"},
             ("GENDER//F (1 rows), GENDER//d (1 rows).", 2),
         ),
-        ('sex_values = { M = "M", W = "F", F = "M", d = "diverse" }', {"GENDER//M", "GENDER//F", "GENDER//diverse"}, None),
+        (
+            'sex_values = { M = "M", W = "F", F = "M", d = "diverse" }', {"GENDER//M", "GENDER//F", "GENDER//diverse"},
+            None,
+        ),
     ],
 )  # fmt: skip
 def test_sexes(tmp_path, values, sexes, unknown):
@@ -212,10 +206,10 @@ def test_sexes(tmp_path, values, sexes, unknown):
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        (SMALL + 'time_format = "%d.%m.%y"\n', "tables[1].time_format: %y is a year of two digits, which may be of either"),
+        (SMALL + 'time_format = "%d.%m.%y"\n', "tables[1].time_format: %y is a year of two digits, which may be"),
         (SMALL + 'time_format = "%D %H:%M"\n', "tables[1].time_format: %D is a year of two digits"),
         ('[subjects]\nsubject = "who"\nsex_values = { W = "F" }\n' + SMALL, "subjects: sex_values without sex has no"),
-        ('[subjects]\nsubject = "who"\nsex = "s"\nsex_values = { W = "" }\n' + SMALL, "has an empty value or sex at 'W'"),
+        ('[subjects]\nsubject = "who"\nsex = "s"\nsex_values = { W = "" }\n' + SMALL, "an empty value or sex at 'W'"),
         (
             '[subjects]\nsubject = "who"\nstatic = { GENDER = "s" }\n' + SMALL,
             "subjects: static has GENDER; give sex = .. instead",
@@ -231,26 +225,25 @@ def test_mappings_that_are_wrong(tmp_path, mapping, message):
 @pytest.mark.parametrize(
     ("mapping", "text", "message"),
     [
-        (SMALL, "1,31.01.2020,a\n", "Remedy: state time_format in the mapping, for example time_format = '%d.%m.%Y %H:%M'"),
+        (SMALL, "1,31.01.2020,a\n", "Remedy: state time_format in the mapping, for example time_format = '%d.%m.%Y"),
         (
             SMALL + "time_format = '%d.%m.%Y'\n", "1,2020-01-31,a\n",
-            "got '2020-01-31' in row 1; expected times such as 31.01.2020. Remedy: mend time_format = '%d.%m.%Y', or list",
+            "got '2020-01-31' in row 1; expected times such as 31.01.2020. Remedy: mend time_format = '%d.%m.%Y', or",
         ),
         (
             "origin = 2000-01-01\n" + SMALL + "time_format = 'days'\n", "1,soon,a\n",
-            "expected numbers of days since origin. Remedy: mend time_format = 'days', or list the value in missing, in",
+            "expected numbers of days since origin. Remedy: mend time_format = 'days', or list the value in missing",
         ),
         (SMALL, "A1,2020-01-31,a\n", "Remedy: set ids = 'text' in the mapping"),
         (SMALL + "visit = 'what'\n", "1,2020-01-31,a\n", "Remedy: set visit_ids = 'text' in the mapping"),
         (
             'origin = 2000-01-01\n[subjects]\nsubject = "who"\nage = "what"\n' + SMALL, "1,2020-01-31,old\n",
-            "got 'old' in row 1; expected ages in years at origin. Remedy: mend age, or list the value in missing, in the",
+            "got 'old' in row 1; expected ages in years at origin. Remedy: mend age, or list the value in missing",
         ),
         (SMALL, "1,2020-01-31,a,b\n", "Remedy: mend the file, or state delimiter in the mapping"),
         (
             "delimiter = ';'\n" + SMALL, "1,2020-01-31,a\n",
-            "one.csv lacks who, when, what; got columns who,when,what; expected columns who, when, what. Remedy: mend the "
-            "names, or delimiter, in the mapping",
+            "one.csv lacks who; got columns who,when,what; expected columns who. Remedy: mend the names, or delimiter",
         ),
     ],
 )  # fmt: skip
