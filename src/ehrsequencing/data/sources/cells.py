@@ -45,11 +45,21 @@ class Cells:
         kind: What it holds, and so what becomes of bad values: numbers are counted, others are refused.
         columns: Columns in the file (lower case); several are joined by a blank.
         read: The reader.
+        keep_text: Of numbers: a column of text `text_beside` this one holds what is no number.
+        expected, remedy: For messages about bad values, where the kind alone does not say.
     """
 
     kind: Kind
     columns: tuple[str, ...]
     read: Reader
+    keep_text: bool = False
+    expected: str | None = None
+    remedy: str | None = None
+
+
+def text_beside(name: str) -> str:
+    """Name of the column with what is no number, see `Cells.keep_text`."""
+    return f"{name}:text"
 
 
 def cells_of(name: str, given: Kind | Cells) -> Cells:

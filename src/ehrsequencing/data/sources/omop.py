@@ -37,6 +37,7 @@ from ehrsequencing.data.sources.omop_tables import (
 from ehrsequencing.data.sources.spool import (
     EventSpool,
     merge_codes,
+    midnight_notes,
     summary,
     write_observation_end,
 )
@@ -90,13 +91,13 @@ def load(src: Path, target: Target) -> None:
         spool.add(people, *person_events(people.rows))
         inpatient = inpatient_concepts(tables.get("concept_ancestor"), INPATIENT, spool.advance)
         referred: set[int] = set()
-        timed: set[str] = set()
+        timed: list[str] = []
         for spec in SPECS:
             if spec.name in tables:
                 _add(spool, tables[spec.name], spec, inpatient)
                 notes = spool.notes(spec.name)
                 referred.update(notes.get("concepts", ()))
-                timed.update([spec.name] if notes.get("timed") else ())
+                timed += [spec.name] * bool(notes.get("timed"))
         ends, periods = observation_ends(tables.get("observation_period"), subjects, date_only=not timed)
         book = spool.book()
         coded = concepts_of(book["code"])
@@ -112,12 +113,13 @@ def load(src: Path, target: Target) -> None:
             codes,
             source="omop",
             options={"strict": target.strict},
-            notes=NOTES,
+            notes=[*NOTES, *midnight_notes(spool, timed)],
             extra=summary(
                 spool,
                 written,
                 codes,
                 date_only=not timed,
+                events_at_midnight=spool.midnights(timed),
                 conflicts={**finish.conflicts, **periods},
                 codes_without_concept=len(concepts_of(codes["code"])),
                 tables_missing=sorted(used - set(tables)),
@@ -141,7 +143,7 @@ def _add(spool: EventSpool, table: Table, spec: Spec, inpatient: frozenset[int])
 class _Finish:
     """Last changes to a shard: concepts resolved, days ended, visits and deaths made consistent; counts conflicts."""
 
-    def __init__(self, tables: list[str], codes: pl.DataFrame, concepts: pl.DataFrame, timed: set[str]) -> None:
+    def __init__(self, tables: list[str], codes: pl.DataFrame, concepts: pl.DataFrame, timed: list[str]) -> None:
         self.codes = codes
         self.visits = tables.index(VISITS) if VISITS in tables else None
         self.timed = [index for index, name in enumerate(tables) if name in timed]

@@ -16,7 +16,7 @@ import polars as pl
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.spool import event, named
-from ehrsequencing.data.sources.tables import Advance, Piece, Table, Wanted, find_tables
+from ehrsequencing.data.sources.tables import Advance, Piece, Table, Wanted, find_tables, joined
 from ehrsequencing.errors import DataError
 
 EPOCH = datetime.datetime(2000, 1, 1)
@@ -181,18 +181,15 @@ def read(table: Table) -> Iterator[Piece]:
         for piece in table.read({"recordid": "id", **COLUMNS}):
             yield _timed(piece, piece.rows)
         return
-    gathered: list[pl.DataFrame] = []
-    unreadable = 0
+    gathered: list[Piece] = []
     for file in table.files:
         for piece in Table(table.name, (file,)).read(COLUMNS):
             record = pl.lit(int(file.stem), dtype=pl.Int64)
-            gathered.append(_timed(piece, piece.rows.with_columns(recordid=record)).rows)
-            unreadable += piece.unreadable.get("value", 0)
-        if sum(map(len, gathered)) > ROWS_PER_PIECE or file == table.files[-1]:
+            gathered.append(_timed(piece, piece.rows.with_columns(recordid=record)))
+        if sum(len(piece.rows) for piece in gathered) > ROWS_PER_PIECE or file == table.files[-1]:
             if gathered:
-                rows = pl.concat(gathered).with_columns(row=pl.int_range(1, pl.len() + 1))
-                yield Piece(table.name, file.parent, rows, {"value": unreadable} if unreadable else {})
-            gathered, unreadable = [], 0
+                yield joined(gathered, file.parent)
+            gathered = []
 
 
 def _timed(piece: Piece, rows: pl.DataFrame) -> Piece:

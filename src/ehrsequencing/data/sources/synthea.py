@@ -16,6 +16,7 @@ from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.finishing import end_days
 from ehrsequencing.data.sources.identifiers import refuse_collisions, with_identifier
+from ehrsequencing.data.sources.problems import Place, quoted
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, EventSpool, event, named, summary
 from ehrsequencing.data.sources.synthea_tables import (
     NO_TIME,
@@ -149,11 +150,14 @@ def _add(spool: EventSpool, table: Table, spec: Spec, registry: pl.DataFrame) ->
         notes = spool.notes(spec.name)
         notes["timed"] = has_times or notes.get("timed", False)
         notes["short"] = notes.get("short", 0) + int(rows["short"].sum())
-        unreadable = {column: int(rows.select(bad.sum()).item()) for column, bad in spec.numbers.items()}
-        found = piece.unreadable | {column: count for column, count in unreadable.items() if count}
+        wrong = {column: found for column, bad in spec.numbers.items() if len(found := rows.filter(bad))}
+        places = {
+            column: Place(piece.file, found["row"][0], quoted(found[column][0])) for column, found in wrong.items()
+        }
+        unreadable = piece.unreadable | {column: len(found) for column, found in wrong.items()}
         generation = {"start", "date", *({"stop"} if "start" in piece.absent else ())}
         absent = tuple(column for column in piece.absent if column not in generation)
-        piece = replace(piece, rows=rows, unreadable=found, absent=absent)
+        piece = replace(piece, rows=rows, unreadable=unreadable, first=piece.first | places, absent=absent)
         spool.add(piece, *spec.events(rows), no_time=NO_TIME)
 
 

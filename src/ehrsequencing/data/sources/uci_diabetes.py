@@ -71,9 +71,11 @@ def load(src: Path, target: Target) -> None:
     """
     table, mapping = read(src)
     encounters, conflicts = _timeline(parse(table))
-    if target.strict and (after := conflicts["encounters_after_a_discharge_by_death"]):
+    if target.strict and len(after := encounters.filter("after_death")):
+        first = after.sort("line").row(0, named=True)
         raise DataError(
-            f"{src}: {ENCOUNTERS_FILE} has {after} encounters after a discharge by death",
+            f"{src}: {ENCOUNTERS_FILE} has {len(after)} encounters after a discharge by death",
+            got=f"encounter {first['encounter_id']} of patient {first['patient_nbr']} on line {first['line']}",
             remedy="mend the file, or import without strict, which counts them in the manifest",
         )
     events = _events(encounters, mapping)
@@ -121,7 +123,7 @@ def _account(encounters: pl.DataFrame, events: pl.DataFrame, codes: pl.DataFrame
 
 
 def _timeline(encounters: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Add `admitted`, `discharged` (pseudo-dates), `first` and `last` of the patient; count what contradicts itself."""
+    """Add `admitted`, `discharged` (pseudo-dates), `first`, `last` and `after_death`; count what contradicts itself."""
     encounters = encounters.sort("patient_nbr", "encounter_id").with_columns(
         order=pl.int_range(pl.len()).over("patient_nbr"),
         last=pl.int_range(pl.len()).reverse().over("patient_nbr") == 0,
@@ -144,9 +146,8 @@ def _timeline(encounters: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     conflicts["encounters_younger_than_the_one_before"] = int(
         encounters.select((pl.col("age_years").diff().over("patient_nbr") < 0).sum()).item()
     )
-    conflicts["encounters_after_a_discharge_by_death"] = int(
-        encounters.select((died.cum_sum().over("patient_nbr") - died > 0).sum()).item()
-    )
+    encounters = encounters.with_columns(after_death=died.cum_sum().over("patient_nbr") - died > 0)
+    conflicts["encounters_after_a_discharge_by_death"] = int(encounters["after_death"].sum())
     return encounters, conflicts
 
 

@@ -182,4 +182,5 @@ def parse(table: pl.DataFrame) -> pl.DataFrame:
         pl.when(pl.col(text).is_in(MISSING)).then(None).otherwise(pl.col(text)).name.keep(),
         age_years=bounds["age"].list.mean(),
         weight_pounds=bounds["weight"].list.mean(),
+        line=pl.int_range(2, pl.len() + 2),
     )
