@@ -1,10 +1,10 @@
 """Rows a second and peak memory of `ehrseq import`, per source, on generated files.
 
-    python benchmarks/importers.py [FOLDER] [--rows 2000000] [--sources mimic-iv omop table] [--gzip]
+    python benchmarks/importers.py [FOLDER] [--rows 2000000] [--sources mimic-iv omop synthea table] [--gzip]
 
-The files have the columns of the source, one large table of `--rows` rows (labevents, measurement, labs, encounters)
-with a subject per 400 rows, and values drawn at random. Each import is a process of its own; its rate counts the rows
-of that table.
+The files have the columns of the source, one large table of `--rows` rows (labevents, measurement, observations, labs,
+encounters) with a subject per 400 rows, and values drawn at random. Each import is a process of its own; its rate
+counts the rows of that table.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,8 @@ def generate(source: str, folder: Path, rows: int) -> None:
             "concept_code": [f"{number}-1" for number in items],
         }  # fmt: skip
         _write(folder / "concept.csv", concepts)
+    elif source == "synthea":
+        _synthea(folder, of.to_numpy(), when, item, value, unit)
     else:
         _write(folder / "patients.csv", {"id": people, "birth": "2090-01-01"})
         labs = {"id": of, "time": when, "test": item, "value": value, "unit": unit}
@@ -103,8 +106,31 @@ def generate(source: str, folder: Path, rows: int) -> None:
         (folder.parent / "mapping.toml").write_text(MAPPING)
 
 
+def _synthea(folder: Path, of: np.ndarray, when: pl.Series, item: pl.Series, value: pl.Series, unit: pl.Series) -> None:
+    """Observations of encounters, 20 each, whose identifiers are UUIDs."""
+    rows = len(of)
+    of_encounter = np.repeat(np.arange(rows // 20 + 1), 20)[:rows]
+    patient_of = of[np.unique(of_encounter, return_index=True)[1]]
+    encounters = pl.Series([str(uuid.UUID(int=number + (1 << 64))) for number in range(len(patient_of))])
+    patients = pl.Series([str(uuid.UUID(int=number + (2 << 64))) for number in range(int(of.max()) + 1)])
+    _write(folder / "patients.csv", {"Id": patients, "BIRTHDATE": "2090-01-01", "GENDER": "F"})
+    zoned = when.str.replace(" ", "T") + "Z"
+    visits = {
+        "Id": encounters, "START": "2151-01-01T10:00:00Z", "STOP": "2151-01-01T11:00:00Z",
+        "PATIENT": patients.gather(patient_of), "ENCOUNTERCLASS": "ambulatory", "CODE": 185345009,
+        "DESCRIPTION": "Encounter for symptom",
+    }  # fmt: skip
+    _write(folder / "encounters.csv", visits)
+    observations = {
+        "DATE": zoned, "PATIENT": patients.gather(patient_of[of_encounter]),
+        "ENCOUNTER": encounters.gather(of_encounter), "CATEGORY": "laboratory", "CODE": item.cast(pl.String) + "-1",
+        "DESCRIPTION": "Item " + item.cast(pl.String), "VALUE": value, "UNITS": unit, "TYPE": "numeric",
+    }  # fmt: skip
+    _write(folder / "observations.csv", observations)
+
+
 def _encounters(folder: Path, rows: int, generator: np.random.Generator) -> None:
-    from ehrsequencing.data.sources.uci_diabetes import COLUMNS, DRUGS
+    from ehrsequencing.data.sources.uci_diabetes_tables import COLUMNS, DRUGS
 
     drawn = {
         "encounter_id": generator.permutation(rows), "patient_nbr": generator.integers(0, rows // 2 + 1, rows),
@@ -149,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where files go; a temporary folder by default")
     parser.add_argument("--rows", type=int, default=2_000_000)
-    parser.add_argument("--sources", nargs="+", default=["mimic-iv", "omop", "table"])
+    parser.add_argument("--sources", nargs="+", default=["mimic-iv", "omop", "synthea", "table"])
     parser.add_argument("--gzip", action="store_true", help="compress the large tables")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class EhrseqError(Exception):
     """Base of every error that a user can mend; the command line prints it as one line and exits with 2.
@@ -48,6 +51,29 @@ class VocabularyMismatchError(EhrseqError):
 
 class LabelError(EhrseqError):
     """Labels are malformed, empty or of one class."""
+
+
+class CohortError(LabelError):
+    """A task that leaves nobody to label, or labels that are all alike.
+
+    Attributes:
+        flow: `step`, `rows` and `subjects` after each step; the command line prints it below the error.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        flow: Sequence[Mapping[str, Any]],
+        expected: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.flow = list(flow)
+        steps = (row["step"] for row in self.flow if not row["rows"])
+        empty = next((step for step in steps if not step.startswith(("excluded", "of them", "that "))), None)
+        super().__init__(
+            what, got=None if empty is None else f"0 rows at step '{empty}'", expected=expected, remedy=remedy
+        )
 
 
 class AuditError(EhrseqError):

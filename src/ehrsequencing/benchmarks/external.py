@@ -27,7 +27,7 @@ class _View(TokenStore):
     """The training store with other subjects in place of its held-out ones."""
 
     def __init__(self, training: TokenStore, held_out: SplitStore) -> None:
-        super().__init__(training.path, training.manifest, training.vocabulary)
+        super().__init__(training.path, training.manifest)
         self._splits["held_out"] = held_out
 
 

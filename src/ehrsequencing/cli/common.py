@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ehrsequencing.errors import EhrseqError
+from ehrsequencing.errors import CohortError, EhrseqError
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of options.")]
 Sets = Annotated[
@@ -37,20 +37,33 @@ def say(message: str) -> None:
         typer.echo(message)
 
 
-def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0, lines: bool = False) -> None:
+def show_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: int = 0,
+    lines: bool = False,
+    of_error: bool = False,
+) -> None:
     """Print a table; the last `numbers` columns align right. Piped output is as wide as the text asks, up to 200."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.ASCII2 if not sys.stdout.isatty() else box.ROUNDED, show_lines=lines)
+    terminal = (sys.stderr if of_error else sys.stdout).isatty()
+    table = Table(box=box.ROUNDED if terminal else box.ASCII2, show_lines=lines)
     for position, name in enumerate(header):
         table.add_column(name, justify="right" if position >= len(header) - numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    console.print(table)
+    Console(width=None if terminal else PIPED_WIDTH, stderr=of_error).print(table)
+
+
+def show_flow(flow: Iterable[Mapping[str, Any]], *, of_error: bool = False) -> None:
+    """Print rows and subjects after each step of a cohort."""
+    rows = [(row["step"], f"{row['rows']:,}", f"{row['subjects']:,}") for row in flow]
+    show_table(("Step", "Rows", "Subjects"), rows, numbers=2, of_error=of_error)
 
 
 _bars: list[Any] = []
@@ -152,16 +165,18 @@ def exit_codes(debug: bool = False) -> Iterator[None]:
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except EhrseqError as problem:
-        _fail(str(problem), debug)
+        _fail(str(problem), debug, problem.flow if isinstance(problem, CohortError) else ())
     except OSError as problem:
         what, remedy = _OS_ERRORS.get(problem.errno or 0, (problem.strerror or str(problem), "check the path"))
         _fail(f"{problem.filename or 'input or output'}: {what}. Remedy: {remedy}", debug)
 
 
-def _fail(message: str, debug: bool) -> None:
+def _fail(message: str, debug: bool, flow: Sequence[Mapping[str, Any]] = ()) -> None:
     if debug:
         traceback.print_exc()
     typer.echo(f"error: {message}", err=True)
+    if flow:
+        show_flow(flow, of_error=True)
     sys.exit(2)
 
 

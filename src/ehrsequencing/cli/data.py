@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ehrsequencing.cli.common import Overwrite, progress_bars, say, show_table
+from ehrsequencing.cli.common import Overwrite, percent, progress_bars, say, show_table
 from ehrsequencing.cli.imported import show_import
 from ehrsequencing.data.sources import SOURCES
 
@@ -135,6 +135,10 @@ def prepare(
     units: Annotated[
         str | None, typer.Option("--units", help="spelling, standard, or a CSV file of conversions.")
     ] = None,
+    allow_unused: Annotated[
+        bool,
+        typer.Option("--allow-unused", help="A --roll-up or --units that changes nothing is no error; for scripts."),
+    ] = False,
     max_age_years: Annotated[
         float, typer.Option("--max-age-years", help="Events at greater ages are refused.")
     ] = 125.0,
@@ -163,20 +167,28 @@ def prepare(
             values=values,
             roll_up=roll_up or None,
             units=units,
+            allow_unused=allow_unused,
             max_age_years=max_age_years,
             overwrite=overwrite,
             workers=workers,
             engine=engine,
             progress=lambda done, total: update("prepare", done, total),
         )
-    for split in ("train", "tuning", "held_out"):
-        part = made.split(split)
-        say(f"{split}: {len(part):,} subjects, {int(part.offsets[-1]):,} events")
+    counts = made.manifest["counts"]
+    for split, part in counts.items():
+        say(f"{split}: {part['subjects']:,} subjects, {part['visits']:,} visits, {part['events']:,} events")
+    whole = {name: sum(part[name] for part in counts.values()) for name in ("events", "unk_events")}
+    shares = (("train", counts["train"]["unk_share"]), ("all splits", whole["unk_events"] / max(whole["events"], 1)))
+    say(f"unknown (UNK): {', '.join(f'{percent(share)} of the events of {name}' for name, share in shares)}")
     if rolled := made.manifest.get("roll_up"):
         say(f"roll-up: {rolled['codes_before']:,} codes became {rolled['codes_after']:,}")
     if "units" in made.manifest:
-        converted = made.manifest["units"]
-        say(f"units: {sum(row['events'] for row in converted):,} numbers of {len(converted):,} pairs of code and unit")
+        changed = made.manifest["units"]
+        converted = [row for row in changed if (row["factor"], row["offset"]) != (1, 0)]
+        say(
+            f"units: {sum(row['events'] for row in converted):,} numbers of {len(converted):,} pairs of code and unit "
+            f"converted, {len(changed) - len(converted):,} pairs respelt"
+        )
     say(f"vocabulary: {len(made.vocabulary):,} tokens; token store written to {store}")
 
 

@@ -10,6 +10,7 @@ from ehrsequencing.cli.common import say, show_table
 ODD = {
     "rows_without_events": "{} rows: {}",
     "dropped": "{} events dropped: {}",
+    "texts": "{} values of {} that are no numbers, kept as text",
     "unreadable": "{} values of {} that are no numbers",
     "implausible": "{} times of {} in an impossible year",
     "contradictions": "{} rows with {}",

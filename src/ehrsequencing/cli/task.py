@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ehrsequencing.cli.audit import audit
-from ehrsequencing.cli.common import Overwrite, progress_bars, say, show_table
+from ehrsequencing.cli.common import Overwrite, progress_bars, say, show_flow, show_table
 
 app = typer.Typer(help="Cohorts and labels.", no_args_is_help=True, rich_markup_mode=None)
 app.command("audit")(audit)
@@ -126,11 +126,7 @@ def build(
             dataset, frame, manifest, train_before=first_unlearned, test_after=first_judged, horizon_days=horizon_days
         )
     write_labels(out, frame, manifest)
-    show_table(
-        ("Step", "Rows", "Subjects"),
-        [(row["step"], f"{row['rows']:,}", f"{row['subjects']:,}") for row in manifest["flow"]],
-        numbers=2,
-    )
+    show_flow(manifest["flow"])
     if parsed.kind == "binary":
         for line in split_guidance(manifest["splits"]):
             say(line)

@@ -41,6 +41,7 @@ def prepare(
     values: str | None = None,
     roll_up: Sequence[str] | None = None,
     units: str | Path | None = None,
+    allow_unused: bool = False,
     max_age_years: float = 125.0,
     overwrite: bool = False,
     workers: int | None = None,
@@ -72,6 +73,7 @@ def prepare(
         roll_up: Broader codes, such as `icd10=3`, `rxnorm=ingredient`, `parents=1`; none by default.
         units: "spelling" (one spelling per unit), "standard" (also the conversions of `units.csv`), or a CSV file with
             conversions that go before those; by default units stay as they are.
+        allow_unused: A roll-up or unit table that changes nothing is no error: for one script over several sites.
         max_age_years: Events at greater ages are refused.
         overwrite: Replace an existing store.
         workers: Pieces at a time; None takes one per core, at most 8. Each holds about 150 MB per million rows.
@@ -80,7 +82,8 @@ def prepare(
 
     Raises:
         ConfigError: an option out of range or without effect (`extend_vocabulary` without `vocabulary_from`, a fit's
-            option where nothing is fitted, a roll-up or unit table that changes nothing), rules other than those of
+            option where nothing is fitted, `allow_unused` without a roll-up or units, and without it one that changes
+            nothing), rules other than those of
             `vocabulary_from`, an engine that is not installed, or a store that is, holds or lies in its dataset or
             lies in another one.
         DataError: no MEDS dataset, infinite values, implausible ages, events that the rule of visits has no place for,
@@ -108,6 +111,8 @@ def prepare(
     )  # fmt: skip
     if fit_folder is not None:
         rules = reused_rules(own, rules, fit_folder)
+    if allow_unused and not rules.roll_up and rules.units is None:
+        raise ConfigError("allow_unused would have no effect: no roll-up and no units", remedy="leave it out")
     if "value_bins" in given and rules.values == "none":
         raise ConfigError("value_bins would have no effect: numbers have no tokens", remedy="leave value_bins out")
     with task_map(engine, workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)) as run:
@@ -131,7 +136,7 @@ def prepare(
         }  # fmt: skip
         kept = (MemoryError, WorkerDiedError)
         with resumable_directory(store, key, overwrite=overwrite, mark=MARK, keep_on=kept) as folder:
-            stages = Stages(dataset, folder, rules, run, progress, must_change=reused is None)
+            stages = Stages(dataset, folder, rules, run, progress, must_change=reused is None and not allow_unused)
             stages.scan(max_age_years)
             vocabulary, statistics = stages.fit(
                 min_count,

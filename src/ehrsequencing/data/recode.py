@@ -181,7 +181,7 @@ def _unit_changes(
     if must_change and changes.is_empty():
         raise ConfigError(
             "units would change nothing", got=f"{len(seen)} pairs of code and unit",
-            expected="one that the unit table knows", remedy="leave units out",
+            expected="one that the unit table knows", remedy="leave units out, or pass allow_unused",
         )  # fmt: skip
     counted = seen.select("code", "unit", events="numbers")
     counts = changes.join(counted, on=["code", "unit"], how="left", maintain_order="left")

@@ -122,7 +122,7 @@ def roll_up(
             raise ConfigError(
                 f"roll-up {rule} changes no code", got=f"{len(now)} codes",
                 expected="parent_codes in metadata/codes.parquet" if name in ("rxnorm", "parents") else None,
-                remedy="leave it out",
+                remedy="leave it out, or pass allow_unused",
             )  # fmt: skip
     table = {code: broader for code, broader in now.items() if broader != code}
     standing = {broader: broader for broader in table.values() if broader in now} | table

@@ -114,18 +114,16 @@ class TokenStore:
     Attributes:
         path: Its folder.
         manifest: What made it: options, counts, hashes, versions.
-        vocabulary: Token names and counts.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], vocabulary: Vocabulary) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self.vocabulary = vocabulary
         self._splits: dict[str, SplitStore] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
-        """Open a store; reads the manifest, the vocabulary and file sizes, no events.
+        """Open a store; reads the manifest, file sizes and the checksum of the vocabulary, no events.
 
         Raises:
             StoreError: not a store, of another version, a file missing or truncated, or the vocabulary changed.
@@ -147,13 +145,22 @@ class TokenStore:
                 what = "is missing" if size is None else "is truncated" if size < expected else "has grown"
                 got = None if size is None else f"{size} bytes"
                 raise StoreError(f"{path / name} {what}", got=got, expected=f"{expected} bytes", remedy=_REMEDY)
-        vocabulary = Vocabulary.load(path / VOCABULARY_FILE)
-        if vocabulary.hash != manifest["vocabulary"]["hash"]:
+        store = cls(path, manifest)
+        if _checksum(path / VOCABULARY_FILE) != manifest.get("checksums", {}).get(VOCABULARY_FILE):
+            # Says what is wrong; the same tokens written otherwise are not.
+            len(store.vocabulary)
+        return store
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Token names and counts, parsed on first use; StoreError when they are not those of the manifest."""
+        vocabulary = Vocabulary.load(self.path / VOCABULARY_FILE)
+        if vocabulary.hash != self.manifest["vocabulary"]["hash"]:
             raise StoreError(
-                f"{path / VOCABULARY_FILE} belongs to another store",
-                got=vocabulary.hash, expected=manifest["vocabulary"]["hash"], remedy=_REMEDY,
+                f"{self.path / VOCABULARY_FILE} belongs to another store",
+                got=vocabulary.hash, expected=self.manifest["vocabulary"]["hash"], remedy=_REMEDY,
             )  # fmt: skip
-        return cls(path, manifest, vocabulary)
+        return vocabulary
 
     def verify(self) -> TokenStore:
         """Read every file once and compare it with the checksum of the manifest; returns the store.

@@ -17,7 +17,8 @@ PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NUM_SPECIAL = len(SPECIAL_TOKENS)
 VOCABULARY_FILE = "vocabulary.json"
-_OTHER = KINDS.index("other")
+_KIND_IDS = {kind: index for index, kind in enumerate(KINDS)}
+_OTHER = _KIND_IDS["other"]
 
 
 def value_token(code: str, value_bin: int) -> str:
@@ -178,7 +179,7 @@ class Vocabulary:
         content = read_json(path, StoreError, remedy)
         try:
             tokens, codes, kinds, counts = zip(*content["tokens"], strict=True)
-            vocabulary = cls(tokens, codes, [KINDS.index(kind) for kind in kinds], counts)
+            vocabulary = cls(tokens, codes, [_KIND_IDS[kind] for kind in kinds], counts)
             stated = content["hash"]
         except (KeyError, TypeError, ValueError, OverflowError, DataError) as problem:
             raise StoreError(f"{path} is no vocabulary", got=repr(problem), remedy=remedy) from None

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import polars as pl
 
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, MICROSECONDS_PER_DAY
-from ehrsequencing.errors import ConfigError, LabelError
+from ehrsequencing.errors import CohortError, ConfigError
 from ehrsequencing.tasks.codes import CodeTable
 
 MAX_DAYS = 36_500
@@ -126,9 +126,6 @@ class Flow:
 
     def as_list(self) -> list[dict[str, Any]]:
         return [{"step": step, **counts} for step, counts in self.steps.items()]
-
-    def __str__(self) -> str:
-        return "; ".join(f"{step}: {counts['rows']}" for step, counts in self.steps.items())
 
 
 @dataclass(frozen=True)
@@ -302,18 +299,19 @@ def count_binary(rows: pl.DataFrame, flow: Flow) -> None:
     flow.add("negative", rows.filter(~pl.col("boolean_value")))
 
 
-def no_matching_code(name: str, codes: tuple[str, ...], flow: Flow) -> LabelError:
+def no_matching_code(name: str, codes: tuple[str, ...], flow: Flow) -> CohortError:
     """The error of a task whose codes nobody has."""
-    return LabelError(
-        f"no subject has a code of task {name}", got=flow, expected=f"codes that start with {', '.join(codes)}",
+    return CohortError(
+        f"no subject has a code of task {name}", flow=flow.as_list(),
+        expected=f"codes that start with {', '.join(codes)}",
         remedy="metadata/codes.parquet of the dataset lists its codes" if all("//" in code for code in codes)
         else f"codes begin with their system, for example ICD10CM//{codes[0]}",
     )  # fmt: skip
 
 
-def no_death(name: str, flow: Flow) -> LabelError:
+def no_death(name: str, flow: Flow) -> CohortError:
     """The error of a task about death in a dataset without any."""
-    return LabelError(
-        f"task {name} needs deaths, and the dataset records none", got=flow, expected=f"events of code {DEATH_CODE}",
-        remedy="use a dataset with deaths",
+    return CohortError(
+        f"task {name} needs deaths, and the dataset records none", flow=flow.as_list(),
+        expected=f"events of code {DEATH_CODE}", remedy="use a dataset with deaths",
     )  # fmt: skip

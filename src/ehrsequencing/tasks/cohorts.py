@@ -12,7 +12,7 @@ from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.events import collect
 from ehrsequencing.data.labels import NO_CATEGORY
 from ehrsequencing.data.schema import LABEL_SCHEMA, SPLITS
-from ehrsequencing.errors import ConfigError, LabelError
+from ehrsequencing.errors import CohortError, ConfigError, LabelError
 from ehrsequencing.io import versions
 from ehrsequencing.tasks.base import AdmissionRules, CohortRules, DischargeRules, Flow, Shard, Task
 from ehrsequencing.tasks.codes import CodeTable
@@ -163,22 +163,24 @@ def _splits(labels: pl.DataFrame, task: Task) -> dict[str, dict[str, int]]:
 
 def _refuse_useless(labels: pl.DataFrame, task: Task, flow: Flow) -> None:
     if labels.is_empty():
-        raise LabelError(
-            f"task {task.name} has an empty cohort", got=flow, remedy="loosen the cohort rules or the horizon"
+        raise CohortError(
+            f"task {task.name} has an empty cohort",
+            flow=flow.as_list(),
+            remedy="loosen the cohort rules or the horizon",
         )
     if task.kind == "binary" and labels["boolean_value"].n_unique() == 1:
-        raise LabelError(
-            f"task {task.name} has one class", got=flow, expected="positives and negatives",
+        raise CohortError(
+            f"task {task.name} has one class", flow=flow.as_list(), expected="positives and negatives",
             remedy="loosen the cohort rules, change the horizon, or use more subjects",
         )  # fmt: skip
     if task.kind == "multilabel" and (labels["categorical_value"] == NO_CATEGORY).all():
-        raise LabelError(
-            f"task {task.name} has no category with {task.min_examples} positive training examples", got=flow,
-            remedy="loosen the cohort rules, or use more subjects",
+        raise CohortError(
+            f"task {task.name} has no category with {task.min_examples} positive training examples",
+            flow=flow.as_list(), remedy="loosen the cohort rules, or use more subjects",
         )  # fmt: skip
     if task.kind == "survival" and not (labels["integer_value"] == 1).any():
-        raise LabelError(
-            f"task {task.name} has no event in follow-up", got=flow,
+        raise CohortError(
+            f"task {task.name} has no event in follow-up", flow=flow.as_list(),
             remedy="loosen the cohort rules, or use more subjects",
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from ehrsequencing.data.labels import NO_CATEGORY
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, MICROSECONDS_PER_DAY
-from ehrsequencing.errors import LabelError
+from ehrsequencing.errors import CohortError
 from ehrsequencing.tasks.base import (
     CENSORED_WITHIN,
     MAX_SPACING_DAYS,
@@ -276,8 +276,8 @@ class PhenotypeTask(_MultiLabelTask):
 
     def refuse_missing(self, flow: Flow) -> None:
         if not flow.rows("subjects with a matching code"):
-            raise LabelError(
-                f"no subject has a code of any phenotype of {self.phenotypes.source}", got=flow,
+            raise CohortError(
+                f"no subject has a code of any phenotype of {self.phenotypes.source}", flow=flow.as_list(),
                 expected="codes of the systems that the file names",
                 remedy="metadata/codes.parquet of the dataset lists its codes",
             )  # fmt: skip
@@ -321,8 +321,10 @@ class NextVisitTask(_MultiLabelTask):
 
     def refuse_missing(self, flow: Flow) -> None:
         if not flow.rows("labelled") and flow.rows("excluded: no later visit"):
-            raise LabelError(
-                f"task {self.name} needs subjects with two visits", got=flow, remedy="loosen the cohort rules"
+            raise CohortError(
+                f"task {self.name} needs subjects with two visits",
+                flow=flow.as_list(),
+                remedy="loosen the cohort rules",
             )
 
 

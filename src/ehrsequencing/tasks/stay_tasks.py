@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from ehrsequencing.errors import ConfigError, LabelError
+from ehrsequencing.errors import CohortError, ConfigError, LabelError
 from ehrsequencing.tasks.base import (
     AdmissionRules,
     DischargeRules,
@@ -47,8 +47,8 @@ class StayTask(Task):
     def refuse_missing(self, flow: Flow) -> None:
         if not flow.rows(FOUND):
             codes = ", ".join(code for row in STAY_CODES for code in row.admission)
-            raise LabelError(
-                f"task {self.name} needs hospital stays, and the dataset has none", got=flow,
+            raise CohortError(
+                f"task {self.name} needs hospital stays, and the dataset has none", flow=flow.as_list(),
                 expected=f"admission codes {codes} with discharge codes",
                 remedy="docs/tasks.md lists the codes of admission and discharge",
             )  # fmt: skip

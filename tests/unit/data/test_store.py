@@ -117,6 +117,22 @@ def test_what_is_no_store_is_refused(tmp_path, store):
         TokenStore.open(store.path)
 
 
+def test_the_vocabulary_is_read_on_first_use(store):
+    opened = TokenStore.open(store.path)
+    file = store.path / "vocabulary.json"
+    file.rename(store.path / "away")
+    assert len(opened.split("train")) > 0
+    with pytest.raises(StoreError, match=r"vocabulary\.json is missing"):
+        len(opened.vocabulary)
+    (store.path / "away").rename(file)
+    assert opened.vocabulary.tokens == store.vocabulary.tokens
+    manifest = read_json(store.path / "manifest.json")
+    manifest["vocabulary"]["hash"] = "another"
+    write_json(store.path / "manifest.json", manifest)
+    with pytest.raises(StoreError, match=r"vocabulary\.json belongs to another store; got .*; expected another"):
+        len(TokenStore.open(store.path).vocabulary)
+
+
 def test_vocabulary_and_statistics_of_another_store_are_refused(store):
     manifest = read_json(store.path / "manifest.json")
     vocabulary = store.vocabulary

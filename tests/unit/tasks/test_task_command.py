@@ -8,11 +8,12 @@ import pytest
 from small_datasets import write_dataset
 from typer.testing import CliRunner
 
+from ehrsequencing.cli.main import main
 from ehrsequencing.cli.task import app
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.schema import SPLITS
-from ehrsequencing.errors import ConfigError, DataError, LabelError
+from ehrsequencing.errors import CohortError, ConfigError, DataError, LabelError
 from ehrsequencing.evaluation.sample_size import split_guidance
 from ehrsequencing.tasks.parsing import NAMED_TASKS, SHARED_RULES, TASK_FAMILIES
 
@@ -46,6 +47,20 @@ def test_the_list_shows_every_task_and_rule():
         assert name in words
     for rule in SHARED_RULES:
         assert rule in words
+
+
+def test_the_flow_of_an_empty_cohort_stands_below_the_error(meds, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["task", "build", str(meds), "--task", "onset:HF@365", "--out", str(tmp_path / "labels.parquet")])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    _, _, told = said.err.partition("error: ")
+    line, *table = told.splitlines()
+    assert line.startswith("no subject has a code of task onset:HF@365; got 0 rows at step 'subjects with a")
+    assert ";" not in "".join(table)
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table if row.startswith("|")]
+    assert ["subjects with a matching code", "0", "0"] in cells and ["subjects", "3", "3"] in cells
+    assert said.out == ""
 
 
 def test_the_flow_is_the_manifests(meds, tmp_path):
@@ -134,15 +149,16 @@ def test_a_dataset_without_events(tmp_path, task):
 def test_births_alone_and_one_subject(tmp_path, task, bare, alone):
     build = ("--task", task, "--out", tmp_path / "labels.parquet", "--minimum-age-years", 0)
     births = [(subject, START, "MEDS_BIRTH", None) for subject in (1, 2)]
-    with pytest.raises(LabelError, match=f"{bare}.*; got subjects: 2; "):
+    with pytest.raises(CohortError, match=bare) as raised:
         run("build", write_dataset(tmp_path / "bare", births).path, *build)
+    assert raised.value.flow[0] == {"step": "subjects", "rows": 2, "subjects": 2}
     days = ((0, "VISIT//inpatient"), (3, "DISCHARGE//home"), (400, "A"), (800, "HF"))
     one = write_dataset(tmp_path / "one", [(1, START + dt.timedelta(days=day), code, None) for day, code in days]).path
     if alone is None:
         run("build", one, *build)
         assert read_labels(tmp_path / "labels.parquet")[0]["float_value"].to_list() == [400]
         return
-    with pytest.raises(LabelError, match=f"{alone}.*; got subjects: 1; "):
+    with pytest.raises(CohortError, match=alone):
         run("build", one, *build)
     assert not (tmp_path / "labels.parquet").exists()
 

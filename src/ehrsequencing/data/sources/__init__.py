@@ -28,9 +28,8 @@ class Source:
         name: What the user types.
         description: One line.
         expected_input: What must lie at the given path; None when the source reads nothing.
-        loader: "module:function", called with the input (if any), the output folder, `overwrite`, `progress`, the
-            source's own options as keywords and, where it has that keyword, the `request` (JSON) by which an import
-            that was killed is taken up again.
+        loader: "module:function", called with the input, a `target.Target` and the source's own options as keywords;
+            where nothing is read, with the output folder, `overwrite`, `progress` and its own options.
     """
 
     name: str
@@ -135,6 +134,7 @@ def import_source(
     # The registry alone is quick to import, for the help of the command line.
     from ehrsequencing.data.artefacts import refuse_in_data
     from ehrsequencing.data.dataset import MedsDataset
+    from ehrsequencing.data.sources.target import Target
 
     if kind not in SOURCES:
         raise ConfigError("unknown source", got=kind, expected=", ".join(SOURCES))
@@ -144,7 +144,7 @@ def import_source(
     loader = source.load()
     parameters = inspect.signature(loader).parameters
     keywords = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    known = keywords - {"overwrite", "progress", "request"}
+    known = keywords - {"overwrite", "progress"} if src is None else keywords | {"strict"}
     if unknown := sorted(set(options) - known):
         raise ConfigError(
             f"source {kind} has no option {', '.join(unknown)}", expected=", ".join(sorted(known)) or "no options"
@@ -152,13 +152,17 @@ def import_source(
     needed = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
     if missing := sorted((needed & keywords) - set(options)):
         raise ConfigError(f"source {kind} needs {', '.join(f'--{name}' for name in missing)}")
-    inputs = () if src is None else (Path(src),)
-    refuse_in_data(out, *inputs)
-    if src is not None:
-        refuse_other_source(kind, Path(src), Path(out), SOURCES)
-    if "request" in keywords and src is not None:
-        options["request"] = _request(kind, Path(src), options)
-    loader(*inputs, Path(out), overwrite=overwrite, progress=progress, **options)
+    out = Path(out)
+    if src is None:
+        refuse_in_data(out)
+        loader(out, overwrite=overwrite, progress=progress, **options)
+    else:
+        src = Path(src)
+        refuse_in_data(out, src)
+        refuse_other_source(kind, src, out, SOURCES)
+        request = _request(kind, src, options)
+        strict = bool(options.pop("strict", False))
+        loader(src, Target(out, overwrite, strict, progress, request), **options)
     return MedsDataset.open(out)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 COUNTS = ("rows", "events", "rows_with_events")
-REASONS = ("rows_dropped", "rows_without_events", "dropped", "unreadable", "implausible", "contradictions")
+REASONS = ("rows_dropped", "rows_without_events", "dropped", "texts", "unreadable", "implausible", "contradictions")
 
 
 def new_account() -> dict[str, Any]:
@@ -18,8 +18,8 @@ def new_account() -> dict[str, Any]:
 
     `rows` = `rows_with_events` + `rows_dropped` (by reason: events were made of the row, none was kept) +
     `rows_without_events` (by reason: by rule, no event is made of the row). Further `events` kept and `dropped` (by
-    reason); `unreadable` numbers and `implausible` times by column, which read as missing; `contradictions` (by name);
-    and `columns_missing` of the optional ones.
+    reason); by column `texts`, which stand in columns of numbers and are kept as text, `unreadable` numbers and
+    `implausible` times, which read as missing; `contradictions` (by name); and `columns_missing` of the optional ones.
     """
     return {**dict.fromkeys(COUNTS, 0), **{key: Counter() for key in REASONS}, "columns_missing": set()}
 

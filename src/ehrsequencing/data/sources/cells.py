@@ -45,11 +45,21 @@ class Cells:
         kind: What it holds, and so what becomes of bad values: numbers are counted, others are refused.
         columns: Columns in the file (lower case); several are joined by a blank.
         read: The reader.
+        keep_text: Of numbers: a column of text `text_beside` this one holds what is no number.
+        expected, remedy: For messages about bad values, where the kind alone does not say.
     """
 
     kind: Kind
     columns: tuple[str, ...]
     read: Reader
+    keep_text: bool = False
+    expected: str | None = None
+    remedy: str | None = None
+
+
+def text_beside(name: str) -> str:
+    """Name of the column with what is no number, see `Cells.keep_text`."""
+    return f"{name}:text"
 
 
 def cells_of(name: str, given: Kind | Cells) -> Cells:
@@ -64,7 +74,8 @@ def empty_column(name: str, kind: Kind, length: int) -> pl.Series:
 def stripped(values: pl.Series) -> pl.Series:
     """Text without blanks around it; nothing else is missing."""
     values = values.str.strip_chars()
-    return values.set(values == "", None)  # type: ignore[arg-type]
+    empty = values == ""
+    return values.set(empty, None) if empty.any() else values
 
 
 def identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
@@ -115,6 +126,9 @@ def times(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
 def numbers(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     if values.dtype.is_nested() or values.dtype.is_temporal():
         return empty_column(values.name, "number", len(values)), values.is_not_null()
+    number = values.cast(pl.Float64, strict=False)
+    if number.null_count() == values.null_count() and _all_fit(number):
+        return number, None
     given = stripped(values) if values.dtype == pl.String else values
     number = given.cast(pl.Float64, strict=False)
     missing = given.is_null()
@@ -122,6 +136,11 @@ def numbers(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
         missing |= number.is_nan().fill_null(False)
     fits = (number.abs() <= MAX_FLOAT32).fill_null(False) & number.is_not_nan().fill_null(False)
     return number.set(~fits, None), ~fits & ~missing
+
+
+def _all_fit(number: pl.Series) -> bool:
+    """Whether all that are there are finite in float32."""
+    return bool((number.is_not_nan() & (number.abs() <= MAX_FLOAT32)).all())
 
 
 def texts(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:

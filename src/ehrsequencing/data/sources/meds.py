@@ -7,17 +7,16 @@ Source: the Medical Event Data Standard, https://github.com/Medical-Event-Data-S
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from ehrsequencing.data.dataset import CODES_FILE, DATASET_FILE, MANIFEST_KEY, MedsDataset, MedsWriter, read_table
+from ehrsequencing.data.dataset import CODES_FILE, DATASET_FILE, MANIFEST_KEY, MedsDataset, read_table
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, KINDS, kind_of_code
 from ehrsequencing.data.sources.finishing import first_only
 from ehrsequencing.data.sources.meds_layout import COLUMNS, REQUIRED, Events, Shard, find_layout, read_subjects
-from ehrsequencing.data.sources.spool import EventSpool, event, summary, write_observation_end
+from ehrsequencing.data.sources.spool import event, summary, write_observation_end
+from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import DataError
 from ehrsequencing.io import read_json
 
@@ -30,24 +29,12 @@ NOTES = [
 ]
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target) -> None:
     """Import a dataset of another tool, or of an earlier version of the standard.
 
     Args:
         src: Folder with `data/**/*.parquet` and, where at hand, `metadata/`; a folder with parquet files; or one file.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
+        target: Where it is written, and how.
 
     Raises:
         DataError: no parquet file, a file is damaged, a required column is missing, an identifier or time does not
@@ -62,12 +49,7 @@ def load(
     fixed = bool(ours.get("fixed_code_book", False))
     described, further = _described(root / CODES_FILE)
     events = Events.of(shards)
-    with (
-        MedsWriter(out, overwrite, request) as writer,
-        EventSpool(
-            writer.folder / ".spool", subjects, [events], registry="data", strict=strict, progress=progress
-        ) as spool,
-    ):
+    with target.writer() as writer, target.spool(writer, subjects, [events], "data") as spool:
         kinds = {name: kind for name, (kind, _) in COLUMNS.items()}
         required = {name: kinds.pop(name) for name in REQUIRED}
         for piece in spool.read(events, required, kinds):
@@ -81,7 +63,7 @@ def load(
         writer.finish(
             codes,
             source="meds",
-            options={"strict": strict},
+            options={"strict": target.strict},
             notes=[*ours.get("notes", []), *NOTES],
             fixed_code_book=fixed,
             extra=summary(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.mimic_tables import Context, Spec, end_of_day
 from ehrsequencing.data.sources.spool import EventSpool, event, named, summary, write_observation_end
 from ehrsequencing.data.sources.tables import Piece, Table, keyed, once
+from ehrsequencing.data.sources.target import Target
 
 ADMISSIONS: dict[str, Kind] = {
     "subject_id": "id", "hadm_id": "id", "admittime": "time", "dischtime": "time", "admission_type": "text",
@@ -73,23 +71,14 @@ class Release:
 def import_release(
     release: Release,
     tables: Mapping[str, Table],
-    out: Path,
-    *,
-    overwrite: bool,
-    strict: bool,
-    progress: Callable[[int, int], None] | None,
-    request: Mapping[str, Any] | None,
+    target: Target,
 ) -> None:
     """Write the dataset of a release; tables that are missing are named in the manifest.
 
     Args:
         release: Which one.
         tables: Those found, patients and admissions among them.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
+        target: Where it is written, and how.
 
     Raises:
         DataError: a column is missing, a file is damaged, an identifier or time does not parse, a subject is repeated;
@@ -106,10 +95,8 @@ def import_release(
         admissions.rows, {name.rpartition("/")[2]: _dictionary(release, tables, name) for name in release.dictionaries}
     )
     with (
-        MedsWriter(out, overwrite, request) as writer,
-        EventSpool(
-            writer.folder / ".spool", subjects, read.values(), registry="patients", strict=strict, progress=progress
-        ) as spool,
+        target.writer() as writer,
+        target.spool(writer, subjects, read.values(), "patients") as spool,
     ):
         _add_people(spool, replace(patients, rows=people))
         _add_admissions(spool, release, admissions)
@@ -128,7 +115,7 @@ def import_release(
         writer.finish(
             codes,
             source=release.source,
-            options={"strict": strict},
+            options={"strict": target.strict},
             notes=release.notes,
             extra=summary(
                 spool,

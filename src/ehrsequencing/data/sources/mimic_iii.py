@@ -5,9 +5,7 @@ Source: Johnson et al. 2016, doi:10.1038/sdata.2016.35; https://mimic.mit.edu/do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -47,6 +45,7 @@ from ehrsequencing.data.sources.mimic_tables import (
 )
 from ehrsequencing.data.sources.spool import event, named
 from ehrsequencing.data.sources.tables import find_tables, require_tables
+from ehrsequencing.data.sources.target import Target
 
 FOLLOW_UP_DAYS = 90
 SHIFT_YEARS, AGE_OF_SHIFTED_YEARS = 300, 91
@@ -79,24 +78,12 @@ NOTES = [
 ]  # fmt: skip
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target) -> None:
     """Import a folder of tables, names in either case; those that are missing are named in the manifest.
 
     Args:
         src: Folder with PATIENTS and ADMISSIONS at least.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
+        target: Where it is written, and how.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a subject is
@@ -105,7 +92,7 @@ def load(
     """
     tables = find_tables(src)
     require_tables(tables, ("patients", "admissions"), src)
-    import_release(RELEASE, tables, out, overwrite=overwrite, strict=strict, progress=progress, request=request)
+    import_release(RELEASE, tables, target)
 
 
 def _people(rows: pl.DataFrame) -> pl.DataFrame:

@@ -5,9 +5,7 @@ Source: Johnson et al. 2023, doi:10.1038/s41597-022-01899-x; https://mimic.mit.e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -49,6 +47,7 @@ from ehrsequencing.data.sources.mimic_tables import (
 )
 from ehrsequencing.data.sources.spool import event, named
 from ehrsequencing.data.sources.tables import Table, find_tables, require_tables
+from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import DataError
 
 FOLLOW_UP_DAYS = 365
@@ -75,31 +74,19 @@ NOTES = [
 ]  # fmt: skip
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target) -> None:
     """Import `hosp/` and `icu/`; tables that are missing are named in the manifest.
 
     Args:
         src: Folder with `hosp/` (at least patients and admissions) and, where at hand, `icu/`.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
+        target: Where it is written, and how.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a subject is
             repeated; with `strict`, a row without a place.
         RunError: `out` exists.
     """
-    import_release(RELEASE, _tables(src), out, overwrite=overwrite, strict=strict, progress=progress, request=request)
+    import_release(RELEASE, _tables(src), target)
 
 
 def _tables(src: Path) -> dict[str, Table]:

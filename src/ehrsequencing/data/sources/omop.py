@@ -6,13 +6,10 @@ Source: OHDSI, https://ohdsi.github.io/CommonDataModel/cdm53.html and cdm54.html
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import DEATH_CODE
 from ehrsequencing.data.sources.finishing import end_days, first_only, known_visits
 from ehrsequencing.data.sources.omop_concepts import (
@@ -40,10 +37,12 @@ from ehrsequencing.data.sources.omop_tables import (
 from ehrsequencing.data.sources.spool import (
     EventSpool,
     merge_codes,
+    midnight_notes,
     summary,
     write_observation_end,
 )
 from ehrsequencing.data.sources.tables import Table, find_tables, keyed, require_tables
+from ehrsequencing.data.sources.target import Target
 
 INPATIENT = frozenset({9201, 262, 8717})
 VOCABULARY = ("concept", "concept_ancestor")
@@ -66,25 +65,13 @@ NOTES = [
 ]  # fmt: skip
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target) -> None:
     """Import a folder of CDM tables; those that are missing are named in the manifest.
 
     Args:
         src: Folder with `person` and any of the other tables, names in whichever case, each as NAME.csv, NAME.csv.gz,
             NAME.parquet, or a folder NAME of such parts.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
+        target: Where it is written, and how.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, an identifier or time does not parse, a person is
@@ -98,21 +85,19 @@ def load(
     read = [tables[name] for name in (*(spec.name for spec in SPECS), *VOCABULARY) if name in tables]
     used = {"person", "observation_period", *VOCABULARY, *(spec.name for spec in SPECS)}
     with (
-        MedsWriter(out, overwrite, request) as writer,
-        EventSpool(
-            writer.folder / ".spool", subjects, read, registry="person", strict=strict, progress=progress
-        ) as spool,
+        target.writer() as writer,
+        target.spool(writer, subjects, read, "person") as spool,
     ):
         spool.add(people, *person_events(people.rows))
         inpatient = inpatient_concepts(tables.get("concept_ancestor"), INPATIENT, spool.advance)
         referred: set[int] = set()
-        timed: set[str] = set()
+        timed: list[str] = []
         for spec in SPECS:
             if spec.name in tables:
                 _add(spool, tables[spec.name], spec, inpatient)
                 notes = spool.notes(spec.name)
                 referred.update(notes.get("concepts", ()))
-                timed.update([spec.name] if notes.get("timed") else ())
+                timed += [spec.name] * bool(notes.get("timed"))
         ends, periods = observation_ends(tables.get("observation_period"), subjects, date_only=not timed)
         book = spool.book()
         coded = concepts_of(book["code"])
@@ -127,13 +112,14 @@ def load(
         writer.finish(
             codes,
             source="omop",
-            options={"strict": strict},
-            notes=NOTES,
+            options={"strict": target.strict},
+            notes=[*NOTES, *midnight_notes(spool, timed)],
             extra=summary(
                 spool,
                 written,
                 codes,
                 date_only=not timed,
+                events_at_midnight=spool.midnights(timed),
                 conflicts={**finish.conflicts, **periods},
                 codes_without_concept=len(concepts_of(codes["code"])),
                 tables_missing=sorted(used - set(tables)),
@@ -157,7 +143,7 @@ def _add(spool: EventSpool, table: Table, spec: Spec, inpatient: frozenset[int])
 class _Finish:
     """Last changes to a shard: concepts resolved, days ended, visits and deaths made consistent; counts conflicts."""
 
-    def __init__(self, tables: list[str], codes: pl.DataFrame, concepts: pl.DataFrame, timed: set[str]) -> None:
+    def __init__(self, tables: list[str], codes: pl.DataFrame, concepts: pl.DataFrame, timed: list[str]) -> None:
         self.codes = codes
         self.visits = tables.index(VISITS) if VISITS in tables else None
         self.timed = [index for index, name in enumerate(tables) if name in timed]

@@ -6,7 +6,6 @@ Source: Silva et al. 2012, Computing in Cardiology 39:245-248; https://physionet
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,19 +13,19 @@ from typing import Any
 import polars as pl
 
 from ehrsequencing.data.calendar import NO_DATES
-from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.physionet2012_records import (
     EPOCH,
     MAY_BE_ZERO,
+    RecordSet,
     aside,
     events,
     find_sets,
-    read,
     subjects,
 )
-from ehrsequencing.data.sources.spool import EventSpool, summary
+from ehrsequencing.data.sources.spool import summary
 from ehrsequencing.data.sources.tables import Table, keyed
+from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import ConfigError, DataError
 
 PREDICTION_TIME = EPOCH + datetime.timedelta(hours=48)
@@ -47,25 +46,14 @@ NOTES = [
 ]
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    strict: bool = False,
-    horizon_days: int = HORIZON_DAYS,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
+def load(src: Path, target: Target, *, horizon_days: int = HORIZON_DAYS) -> None:
     """Import the sets a, b and c that are there, and labels for those with outcomes.
 
     Args:
         src: Folder with a set as `set-a.csv` (RecordID, Time, Parameter, Value; also .csv.gz or .parquet), or as
             published: `set-a/` with a text file per record, `set-a.zip` or `set-a.tar.gz`; and `Outcomes-a.txt`.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
+        target: Where it is written, and how.
         horizon_days: `labels/time_to_death.parquet` is censored this long after its prediction time, 1 to 3650.
-        progress: Called with (steps done, steps).
 
     Raises:
         ConfigError: `horizon_days` is out of range.
@@ -75,18 +63,17 @@ def load(
     """
     if not 1 <= horizon_days <= MAX_HORIZON_DAYS:
         raise ConfigError("horizon_days is out of range", got=horizon_days, expected=f"1 to {MAX_HORIZON_DAYS}")
-    with TemporaryDirectory() as unpacked, MedsWriter(out, overwrite) as writer:
-        sets = find_sets(src, Path(unpacked))
-        pieces = [piece for table in sets.values() for piece in read(table)]
-        stays = subjects(pieces)
-        outcomes, missing = _outcomes(src, list(sets))
-        with EventSpool(
-            writer.folder / ".spool", stays, sets.values(), registry="the sets", strict=strict, progress=progress
-        ) as spool:
-            for piece in pieces:
-                told = spool.set_aside(piece, aside())
-                spool.add(told, *events(told.rows))
-            pieces.clear()
+    with TemporaryDirectory() as unpacked, target.writer() as writer:
+        found = find_sets(src, Path(unpacked))
+        sets = [RecordSet.of(table) for table in found.values()]
+        stays = subjects([piece for table in sets for piece in table.pieces])
+        outcomes, missing = _outcomes(src, list(found))
+        with target.spool(writer, stays, sets, "the sets") as spool:
+            for table in sets:
+                for piece in spool.read(table, {}):
+                    told = spool.set_aside(piece, aside())
+                    spool.add(told, *events(told.rows))
+            del table, sets
             codes = spool.book()
             written = spool.write(writer)
         labels = _labels(outcomes.join(stays, on="subject_id", how="semi"), horizon_days)
@@ -94,7 +81,7 @@ def load(
         writer.finish(
             codes,
             source="physionet2012",
-            options={"strict": strict, "horizon_days": horizon_days},
+            options={"strict": target.strict, "horizon_days": horizon_days},
             notes=NOTES,
             extra=summary(
                 spool,

@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +16,7 @@ import polars as pl
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.spool import event, named
-from ehrsequencing.data.sources.tables import Piece, Table, find_tables
+from ehrsequencing.data.sources.tables import Advance, Piece, Table, Wanted, find_tables, joined
 from ehrsequencing.errors import DataError
 
 EPOCH = datetime.datetime(2000, 1, 1)
@@ -76,6 +76,21 @@ PARAMETERS = pl.DataFrame(
 )
 MAY_BE_ZERO = ("HR", "MechVent", "RespRate", "Urine")
 """What can stop or be off; elsewhere 0 is no value of somebody alive."""
+
+
+@dataclass(frozen=True)
+class RecordSet(Table):
+    """A set with its rows in memory, since the subjects of all sets are known only when all are read."""
+
+    pieces: tuple[Piece, ...] = ()
+
+    @classmethod
+    def of(cls, table: Table) -> RecordSet:
+        return cls(table.name, table.files, pieces=tuple(read(table)))
+
+    def read(self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None) -> Iterator[Piece]:
+        """The pieces, as `read` of this module made them; see `Table.read`."""
+        yield from self.pieces
 
 
 def find_sets(src: Path, unpacked: Path) -> dict[str, Table]:
@@ -166,18 +181,15 @@ def read(table: Table) -> Iterator[Piece]:
         for piece in table.read({"recordid": "id", **COLUMNS}):
             yield _timed(piece, piece.rows)
         return
-    gathered: list[pl.DataFrame] = []
-    unreadable = 0
+    gathered: list[Piece] = []
     for file in table.files:
         for piece in Table(table.name, (file,)).read(COLUMNS):
             record = pl.lit(int(file.stem), dtype=pl.Int64)
-            gathered.append(_timed(piece, piece.rows.with_columns(recordid=record)).rows)
-            unreadable += piece.unreadable.get("value", 0)
-        if sum(map(len, gathered)) > ROWS_PER_PIECE or file == table.files[-1]:
+            gathered.append(_timed(piece, piece.rows.with_columns(recordid=record)))
+        if sum(len(piece.rows) for piece in gathered) > ROWS_PER_PIECE or file == table.files[-1]:
             if gathered:
-                rows = pl.concat(gathered).with_columns(row=pl.int_range(1, pl.len() + 1))
-                yield Piece(table.name, file.parent, rows, {"value": unreadable} if unreadable else {})
-            gathered, unreadable = [], 0
+                yield joined(gathered, file.parent)
+            gathered = []
 
 
 def _timed(piece: Piece, rows: pl.DataFrame) -> Piece:

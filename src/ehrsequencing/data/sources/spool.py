@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ehrsequencing.data.schema import (
 )
 from ehrsequencing.data.sources.account import count_rows, new_account, read_account, stated
 from ehrsequencing.data.sources.cells import EARLIEST, LATEST
+from ehrsequencing.data.sources.problems import quoted, shortened
 from ehrsequencing.data.sources.shards import ImportProgress, shards_of
 from ehrsequencing.data.sources.spool_files import SpoolFiles
 from ehrsequencing.data.sources.tables import Piece, Table, Wanted
@@ -57,7 +58,7 @@ def event(
 ) -> pl.DataFrame:
     """One event per row of a table's piece, as `EventSpool.add` takes them; `time` None for undated facts."""
     nothing = pl.lit(None)
-    return rows.filter(pl.lit(True) if where is None else where).select(
+    return (rows if where is None else rows.filter(where)).select(
         "row",
         subject_id=pl.col(subject),
         time=(nothing if time is None else time).cast(pl.Datetime("us")),
@@ -76,13 +77,21 @@ def event(
 def named(prefix: str, *parts: str | pl.Expr) -> pl.Expr:
     """Code `prefix//part//...`, blanks inside a part made single; null where a part is.
 
-    >>> pl.DataFrame({"drug": ["Sodium  Chloride", None]}).select(named("DRUG", "drug")).to_series().to_list()
-    ['DRUG//Sodium Chloride', None]
+    >>> rows = pl.DataFrame({"drug": ["Sodium  Chloride", None]})
+    >>> rows.select("drug", code=named("DRUG", "drug"), same=named("DRUG", pl.lit("Water"))).rows()
+    [('Sodium  Chloride', 'DRUG//Sodium Chloride', 'DRUG//Water'), (None, None, 'DRUG//Water')]
     """
     columns = [pl.col(part) if isinstance(part, str) else part for part in parts]
-    return pl.concat_str(
-        [pl.lit(prefix), *(column.cast(pl.String).str.replace_all(r"\s+", " ") for column in columns)], separator="//"
-    )
+    spaced = (column.map_batches(_single_spaced, return_dtype=pl.String, is_elementwise=True) for column in columns)
+    return pl.concat_str([pl.lit(prefix), *spaced], separator="//")
+
+
+def _single_spaced(values: pl.Series) -> pl.Series:
+    """As text, each run of blanks one; numbers have none, and text rarely has, which is told in a third of the time."""
+    text = values.cast(pl.String)
+    if values.dtype != pl.String or not text.str.contains(r"\s\s|[^\S ]").any():
+        return text
+    return text.str.replace_all(r"\s+", " ")
 
 
 class EventSpool:
@@ -162,6 +171,10 @@ class EventSpool:
         self._books[table.name] = [self._book_of(table.name)]
         self._files.table_done(index, state, self._books[table.name][0])
 
+    def midnights(self, timed: Iterable[str]) -> dict[str, int]:
+        """Events written as midnight, by table, of those that have times of day; there they keep midnight."""
+        return {name: many for name in timed if (many := self.notes(name).get("midnights"))}
+
     def _index(self, table: str) -> int:
         return list(self.tables).index(table)
 
@@ -192,10 +205,15 @@ class EventSpool:
         self._count_cells(piece, account)
         for name, wrong in (contradictions or {}).items():
             if len(rows := piece.rows.filter(wrong)):
-                self._refuse(f"{piece.file} has {len(rows)} rows with {name}", f"row {rows['row'][0]}")
+                told = rows.row(0, named=True)
+                cells = (f"{column} {quoted(told[column])}" for column in wrong.meta.root_names())
+                self._refuse(
+                    f"{piece.file} has {len(rows)} rows with {name}",
+                    f"{', '.join(dict.fromkeys(cells))} in {piece.place(told['row'])}",
+                )
                 account["contradictions"][name] += len(rows)
         joined = self._with_subjects(events[0] if len(events) == 1 else pl.concat(events))
-        reasons = self._reasons(no_time)
+        reasons = self._reasons(no_time, piece.impossible)
         bad = joined.select(pl.any_horizontal(*reasons.values()).alias("bad"))["bad"]
         dropped = joined.clear().with_columns(reason=pl.lit(""))
         if bad.any():
@@ -205,11 +223,14 @@ class EventSpool:
             first = dropped.row(0, named=True)
             self._refuse(
                 f"{piece.file} has {len(dropped)} events that would be dropped",
-                f"{first['reason']}: subject {first['subject_id']}, code {first['code']}, time {first['time']} "
-                f"in row {first['row']}",
+                f"{first['reason']}: subject {first['subject_id']}, code {shortened(first['code'])}, "
+                f"time {first['time']} in {piece.place(first['row'])}",
             )
             account["dropped"].update(dict(dropped["reason"].value_counts().iter_rows()))
         account["events"] += len(joined)
+        if midnights := int((joined["clock"] == MIDNIGHT).sum()):
+            notes = self.notes(piece.table)
+            notes["midnights"] = notes.get("midnights", 0) + midnights
         count_rows(account, piece.rows["row"], joined["row"], dropped.select("row", "reason"), no_event)
         self._note_codes(piece.table, joined)
         index = self._index(piece.table)
@@ -230,16 +251,24 @@ class EventSpool:
         account["rows_without_events"].update(dict(aside.value_counts().iter_rows()))
         return replace(piece, rows=rows.filter(pl.col("reason").is_null()).drop("reason"))
 
-    def _reasons(self, no_time: str) -> dict[str, pl.Expr]:
-        """Why an event is dropped: never null; the first that holds counts."""
+    def _reasons(self, no_time: str, impossible: Sequence[int]) -> dict[str, pl.Expr]:
+        """Why an event is dropped: never null; the first that holds counts.
+
+        Args:
+            no_time: For dated events without a time.
+            impossible: Rows with a time that was taken away because its year cannot be.
+        """
         time, birth = pl.col("time"), pl.col("birth")
+        undated = time.is_null() & ~pl.col("undated")
+        no_year = undated & pl.col("row").is_in(list(impossible)) if impossible else pl.lit(False)
         oldest = birth + pl.duration(microseconds=int(MAX_AGE_YEARS * DAYS_PER_YEAR * MICROSECONDS_PER_DAY))
         return {
             "without a subject": pl.col("subject_id").is_null(),
             f"subject not in {self.registry}": pl.col("shard").is_null(),
             "without a code": pl.col("code").is_null(),
-            no_time: time.is_null() & ~pl.col("undated"),
-            f"before {EARLIEST.year} or after {LATEST.year}": (~time.is_between(EARLIEST, LATEST)).fill_null(False),
+            f"before {EARLIEST.year} or after {LATEST.year}": no_year
+            | (~time.is_between(EARLIEST, LATEST)).fill_null(False),
+            no_time: undated,
             "before birth": (time < birth).fill_null(False),
             f"more than {MAX_AGE_YEARS} years after birth": (time > oldest).fill_null(False),
         }
@@ -253,17 +282,22 @@ class EventSpool:
         columns = self._subjects.select("shard", "birth")[place]
         return events.hstack(columns.select(pl.when(found).then(pl.all())))
 
-    def _refuse(self, what: str, got: str | None = None) -> None:
+    def _refuse(self, what: str, got: str, remedy: str | None = None) -> None:
         if self.strict:
-            remedy = "mend the file, or import without strict, which counts them in the manifest"
-            raise DataError(what, got=got, remedy=remedy)
+            mend = "mend the file, or import without strict, which counts them in the manifest"
+            raise DataError(what, got=got, remedy=f"{remedy}, or {mend}" if remedy else mend)
 
     def _count_cells(self, piece: Piece, account: dict[str, Any]) -> None:
         for key, counts in (("unreadable", piece.unreadable), ("implausible", piece.implausible)):
             for column, count in counts.items():
                 wrong = "no numbers" if key == "unreadable" else f"before {EARLIEST.year} or after {LATEST.year}"
-                self._refuse(f"column {column} of {piece.file} has {count} values that are {wrong}")
+                file, row, value, remedy = piece.first[column]
+                self._refuse(
+                    f"column {column} of {piece.file} has {count} values that are {wrong}",
+                    f"{value} in row {row}" + ("" if file == piece.file else f" of {file}"), remedy,
+                )  # fmt: skip
                 account[key][column] += count
+        account["texts"].update(piece.texts)
 
     def _note_codes(self, table: str, events: pl.DataFrame) -> None:
         book = self._books.setdefault(table, [])
@@ -369,6 +403,14 @@ def summary(spool: EventSpool, written: Mapping[str, Any], codes: pl.DataFrame, 
         "tables": {name: stated(account) for name, account in spool.tables.items()},
         **further,
     }
+
+
+def midnight_notes(spool: EventSpool, timed: Iterable[str]) -> list[str]:
+    """A note on events that keep a midnight which may mean the date alone; none where there are none."""
+    shares = (f"{name} {many:,} of {spool.account(name)['events']:,}" for name, many in spool.midnights(timed).items())
+    told = ", ".join(shares)
+    what = "Events written as 00:00:00 in a table that has times of day keep midnight, which may mean the date alone"
+    return [f"{what}: {told}."] if told else []
 
 
 def write_observation_end(writer: MedsWriter, ends: pl.DataFrame) -> None:

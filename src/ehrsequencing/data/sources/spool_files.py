@@ -39,7 +39,7 @@ class SpoolFiles:
             self.close()
             self._table = table
             self._parts[table] = self._parts.get(table, -1) + 1
-        batch = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+        batch = _by_dictionary(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
         if shard not in self._writers:
             options = pa.ipc.IpcWriteOptions(compression="lz4")
             name = f"{table:03}.{self._parts[table]:03}.{shard:03}.arrows"
@@ -59,7 +59,9 @@ class SpoolFiles:
         for file in sorted(self.folder.glob(f"*.{shard:03}.arrows")):
             with pa.ipc.open_stream(str(file)) as stream:
                 frames.append(stream.read_all())
-        return pl.DataFrame(pa.concat_tables(frames)) if frames else None
+        if not frames:
+            return None
+        return pl.DataFrame(pa.concat_tables(frames)).with_columns(pl.col(pl.Categorical).cast(pl.String))
 
     def table_done(self, table: int, state: Mapping[str, Any], codes: pl.DataFrame) -> None:
         """Note that a table is spooled whole, with what the spool knows of it."""
@@ -104,3 +106,11 @@ class SpoolFiles:
     def _clear(self, shard: int) -> None:
         for file in self.folder.glob(f"*.{shard:03}.arrows"):
             file.unlink()
+
+
+def _by_dictionary(rows: pa.Table) -> pa.Table:
+    """Text as references to a dictionary: half of the space on disk, and quicker to read than to copy."""
+    columns = [
+        column.dictionary_encode() if pa.types.is_large_string(column.type) else column for column in rows.columns
+    ]
+    return pa.table(columns, names=rows.column_names)

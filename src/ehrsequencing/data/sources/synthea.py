@@ -7,18 +7,16 @@ CSVExporter, https://github.com/synthetichealth/synthea/wiki/CSV-File-Data-Dicti
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.finishing import end_days
 from ehrsequencing.data.sources.identifiers import refuse_collisions, with_identifier
+from ehrsequencing.data.sources.problems import Place, quoted
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, EventSpool, event, named, summary
 from ehrsequencing.data.sources.synthea_tables import (
     NO_TIME,
@@ -32,6 +30,7 @@ from ehrsequencing.data.sources.synthea_tables import (
     with_times,
 )
 from ehrsequencing.data.sources.tables import Piece, Table, column_names, find_tables, keyed, require_tables
+from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import DataError
 
 PEOPLE = "patients"
@@ -62,24 +61,12 @@ NOTES = [
 ]  # fmt: skip
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target) -> None:
     """Import a folder of Synthea's CSV tables; those that are missing are named in the manifest.
 
     Args:
         src: Folder with `patients` and any of the other tables, columns in any order and case.
-        out: Folder of the MEDS dataset.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
+        target: Where it is written, and how.
 
     Raises:
         DataError: a table or column is missing, a file is damaged, a time does not parse, a patient or encounter is
@@ -96,14 +83,9 @@ def load(
         _refuse_undated(tables[spec.name])
     used = {PEOPLE, *(spec.name for spec in SPECS)}
     with (
-        MedsWriter(out, overwrite, request) as writer,
-        EventSpool(
-            writer.folder / ".spool",
-            registry.select(SUBJECT, birth="birthdate"),
-            [tables[spec.name] for spec in specs],
-            registry=PEOPLE,
-            strict=strict,
-            progress=progress,
+        target.writer() as writer,
+        target.spool(
+            writer, registry.select(SUBJECT, birth="birthdate"), [tables[spec.name] for spec in specs], PEOPLE
         ) as spool,
     ):
         _add_people(spool, people, registry)
@@ -117,7 +99,7 @@ def load(
         writer.finish(
             codes,
             source="synthea",
-            options={"strict": strict},
+            options={"strict": target.strict},
             notes=NOTES,
             extra=summary(
                 spool,
@@ -168,11 +150,14 @@ def _add(spool: EventSpool, table: Table, spec: Spec, registry: pl.DataFrame) ->
         notes = spool.notes(spec.name)
         notes["timed"] = has_times or notes.get("timed", False)
         notes["short"] = notes.get("short", 0) + int(rows["short"].sum())
-        unreadable = {column: int(rows.select(bad.sum()).item()) for column, bad in spec.numbers.items()}
-        found = piece.unreadable | {column: count for column, count in unreadable.items() if count}
+        wrong = {column: found for column, bad in spec.numbers.items() if len(found := rows.filter(bad))}
+        places = {
+            column: Place(piece.file, found["row"][0], quoted(found[column][0])) for column, found in wrong.items()
+        }
+        unreadable = piece.unreadable | {column: len(found) for column, found in wrong.items()}
         generation = {"start", "date", *({"stop"} if "start" in piece.absent else ())}
         absent = tuple(column for column in piece.absent if column not in generation)
-        piece = replace(piece, rows=rows, unreadable=found, absent=absent)
+        piece = replace(piece, rows=rows, unreadable=unreadable, first=piece.first | places, absent=absent)
         spool.add(piece, *spec.events(rows), no_time=NO_TIME)
 
 

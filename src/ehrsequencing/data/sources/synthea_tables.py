@@ -161,12 +161,12 @@ def _observations(rows: pl.DataFrame) -> list[pl.DataFrame]:
         pl.when(category.is_null()).then(usual.otherwise(pl.lit("lab")))
         .otherwise(category.replace_strict(KIND_OF_CATEGORY, default="other", return_dtype=pl.String))
     )  # fmt: skip
-    value = _number()
+    rows = rows.with_columns(kind=kind.fill_null("other"), number=_number())
     return [
         event(
-            rows, code, pl.col("start"), name, visit=VISIT, value=value, description=pl.col("description"),
+            rows, code, pl.col("start"), name, visit=VISIT, value=pl.col("number"), description=pl.col("description"),
             clock=pl.col("start_clock"), unit=pl.when(pl.col("units") != "null").then("units"),
-            text=pl.when(value.is_null()).then("value"), where=kind.fill_null("other") == name,
+            text=pl.when(pl.col("number").is_null()).then("value"), where=pl.col("kind") == name,
         )
         for name in ("lab", "vital", "other")
     ]  # fmt: skip

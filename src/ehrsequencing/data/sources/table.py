@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from ehrsequencing.data.calendar import SHIFTED_DATES
-from ehrsequencing.data.dataset import MedsWriter, name_some
+from ehrsequencing.data.dataset import name_some
 from ehrsequencing.data.sources.finishing import end_days
+from ehrsequencing.data.sources.problems import shortened
 from ehrsequencing.data.sources.spool import (
     EXACT,
     EventSpool,
     merge_codes,
+    midnight_notes,
     summary,
     write_observation_end,
 )
 from ehrsequencing.data.sources.table_blocks import (
+    DAY_END,
     Plan,
-    clock,
     described,
     events_plan,
     filter_cells,
+    sex_of,
     subjects_plan,
     visit_times,
     visits_plan,
@@ -37,6 +38,7 @@ from ehrsequencing.data.sources.table_files import TableFiles
 from ehrsequencing.data.sources.table_mapping import Mapping as TableMapping
 from ehrsequencing.data.sources.table_mapping import read_mapping
 from ehrsequencing.data.sources.tables import Piece, keyed
+from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import DataError
 from ehrsequencing.io import write_bytes
 
@@ -50,26 +52,13 @@ OFFSET = f"{SHIFTED_DATES}: the mapping's times are numbers since an origin, so 
 SUBJECT_IDS_FILE = "metadata/subject_ids.parquet"
 
 
-def load(
-    src: Path,
-    out: Path,
-    *,
-    mapping: Path,
-    overwrite: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    request: Mapping[str, Any] | None = None,
-) -> None:
+def load(src: Path, target: Target, *, mapping: Path) -> None:
     """Import the tables that a mapping describes.
 
     Args:
         src: Folder of tables, or one file.
-        out: Folder of the MEDS dataset.
+        target: Where it is written, and how.
         mapping: TOML file; see `table_mapping.EXAMPLE`.
-        overwrite: Replace what lies at `out`.
-        strict: An event that would be dropped is an error.
-        progress: Called with (steps done, steps).
-        request: All that decides the outcome, as JSON; the import can then be taken up after a kill.
 
     Raises:
         ConfigError: the mapping is wrong.
@@ -82,28 +71,42 @@ def load(
     files, readers = TableFiles(src, given), CellReaders(given)
     plans = _plans(given, files, readers)
     people = _people(given, plans)
-    with MedsWriter(out, overwrite, request) as writer:
+    with target.writer() as writer:
         subjects = _registry(people, plans, readers, writer.folder / ".subjects.parquet")
         registry = "the table of subjects" if people is not None else "any table"
         read = [plan.table for plan in plans]
-        with EventSpool(
-            writer.folder / ".spool", subjects, read, registry=registry, strict=strict, progress=progress
-        ) as spool:
+        with target.spool(writer, subjects, read, registry) as spool:
             timed = [index for index, plan in enumerate(plans) if _add(spool, plan, given)]
+            names = [plans[index].table.name for index in timed]
             book = _with_descriptions(spool.book(), given, files, readers)
             written = spool.write(writer, partial(end_days, timed=timed))
             codes = book.join(written["events_by_code"], on="code", how="semi")
             if people is not None and "observed_until" in people.rows.columns:
-                form = given.subjects.time_format if given.subjects is not None else None
-                write_observation_end(writer, _observation(people.rows, form, timed=bool(timed)))
+                write_observation_end(writer, _observation(people.rows, timed=bool(timed)))
             if given.ids == "text":
                 writer.write_file(SUBJECT_IDS_FILE, _subject_ids(readers, subjects))
             writer.finish(
                 codes,
                 source=given.source,
-                options={"strict": strict, "mapping": given.model_dump(mode="json", by_alias=True, exclude_unset=True)},
-                notes=NOTES + [HASHED] * (given.ids == "text") + [OFFSET] * (given.origin is not None),
-                extra=summary(spool, written, codes, date_only=not timed, tables_not_read=files.not_used()),
+                options={
+                    "strict": target.strict,
+                    "mapping": given.model_dump(mode="json", by_alias=True, exclude_unset=True),
+                },
+                notes=[
+                    *NOTES,
+                    *[HASHED] * (given.ids == "text"),
+                    *[OFFSET] * (given.origin is not None),
+                    *_sexes(given, people),
+                    *midnight_notes(spool, names),
+                ],
+                extra=summary(
+                    spool,
+                    written,
+                    codes,
+                    date_only=not timed,
+                    events_at_midnight=spool.midnights(names),
+                    tables_not_read=files.not_used(),
+                ),
             )
 
 
@@ -141,7 +144,7 @@ def _people(given: TableMapping, plans: list[Plan]) -> Piece | None:
     _, kept = filter_cells(CellReaders(given), given.subjects.where)
     facts = [name for name in plans[0].cells if not name.startswith("where:")]
     stated = piece.rows.filter(kept).unique(facts, keep="first", maintain_order=True)
-    keyed(replace(piece, rows=stated), "subject_id")
+    keyed(replace(piece, rows=stated), "subject_id", f"{given.subjects.subject} with other facts")
     return piece
 
 
@@ -195,7 +198,7 @@ def _add(spool: EventSpool, plan: Plan, given: TableMapping) -> bool:
     if plan.facts and account["rows"] and account["rows_without_events"].total() == account["rows"]:
         raise DataError(
             f"no row of {name} makes an event", got=f"{account['rows']} rows, {plan.no_event}",
-            remedy="mend the mapping",
+            remedy="mend where, or the names of the columns, in the mapping",
         )  # fmt: skip
     wanted = given.visits.inpatient if plan.classes and given.visits is not None else ()
     if isinstance(wanted, list) and (absent := sorted(set(wanted) - set(notes.get("classes", ())))):
@@ -222,11 +225,28 @@ def _with_descriptions(
     return merge_codes(book)
 
 
-def _observation(people: pl.DataFrame, form: str | None, *, timed: bool) -> pl.DataFrame:
+def _sexes(given: TableMapping, people: Piece | None) -> list[str]:
+    """A note on the sexes that the mapping does not know."""
+    if people is None or given.subjects is None or given.subjects.sex is None:
+        return []
+    _, kept = filter_cells(CellReaders(given), given.subjects.where)
+    _, known = sex_of(given.subjects)
+    cell = pl.col("sex")
+    counts = people.rows.filter(kept & cell.is_not_null() & ~known)["sex"].value_counts()
+    if counts.is_empty():
+        return []
+    ordered = counts.sort("count", "sex", descending=[True, False])
+    found = [f"GENDER//{shortened(value)} ({count:,} rows)" for value, count in ordered.head(10).iter_rows()]
+    more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
+    return [f"Sexes that are neither F nor M nor in sex_values keep their own code: {', '.join(found)}{more}."]
+
+
+def _observation(people: pl.DataFrame, *, timed: bool) -> pl.DataFrame:
     """`observation_end` per subject: the end of the day where only the date is known and other tables have times."""
-    end = pl.col("observed_until")
+    end, midnight = pl.col("observed_until"), pl.col("observed_until").dt.truncate("1d")
     if timed:
-        end = pl.when(clock(form, end) != EXACT).then(end + pl.duration(days=1) - pl.duration(seconds=1)).otherwise(end)
+        by_day = (pl.col("observed_until:date") == 1) | ((end == midnight) & (end == midnight).all())
+        end = pl.when(by_day).then(end + DAY_END).otherwise(end)
     return people.select("subject_id", observation_end=end).drop_nulls().unique("subject_id").sort("subject_id")
 
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import polars as pl
 
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
-from ehrsequencing.data.sources.cells import Cells
+from ehrsequencing.data.sources.cells import Cells, text_beside
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, MIDNIGHT, event, named
 from ehrsequencing.data.sources.table_cells import CellReaders, condition, has_clock
 from ehrsequencing.data.sources.table_mapping import OFFSETS, Codes, EventTable, Subjects, Visits, Where, Wide
 from ehrsequencing.data.sources.tables import Table, once
 
 KEYS = ("subject_id", "visit_id")
+SEXES = ("F", "M")
+UNKNOWN_SEX = "a sex that is neither F nor M nor in sex_values, kept as its own code"
 NO_STAY = "visit without a start, or stay without an end that follows its start"
 
 
@@ -57,32 +59,50 @@ def clock(form: str | None, time: pl.Expr) -> pl.Expr:
     return pl.when(time == time.dt.truncate("1d")).then(MIDNIGHT).otherwise(EXACT)
 
 
+def time_cells(readers: CellReaders, name: str, columns: str | list[str], form: str | None) -> dict[str, Cells]:
+    """A column of times and, beside it, one that tells the dates among them."""
+    return {name: readers.time(columns, form), f"{name}:date": readers.date_only(columns, form)}
+
+
+def known_to(name: str, form: str | None) -> pl.Expr:
+    """How well the times of `time_cells` are known, cell by cell."""
+    return pl.when(pl.col(f"{name}:date") == 1).then(DATE_ONLY).otherwise(clock(form, pl.col(name)))
+
+
+def sex_of(block: Subjects) -> tuple[pl.Expr, pl.Expr]:
+    """The sex that a cell means, and whether the mapping says so; an unknown one is kept as it is."""
+    cell = pl.col("sex")
+    means = block.sex_values or {sex: sex for sex in SEXES}
+    return cell.replace(means), cell.is_in(list(means))
+
+
 def subjects_plan(block: Subjects, table: Table, readers: CellReaders) -> Plan:
     """Birth, undated facts, and death."""
     cells: dict[str, Cells] = {"subject_id": readers.subject(block.subject)}
     filters, kept = filter_cells(readers, block.where)
-    died, dead = filter_cells(readers, block.death_where, "death")
-    static = ({"GENDER": block.sex} if block.sex is not None else {}) | block.static
+    died, dead = filter_cells(readers, block.death_where, "death_where")
+    sex, known_sex = sex_of(block)
+    undated = {"sex": named("GENDER", sex)} if block.sex is not None else {}
+    undated |= {f"static:{prefix}": named(prefix, f"static:{prefix}") for prefix in block.static}
+    if block.sex is not None:
+        cells["sex"] = readers.text(block.sex)
     if block.birth is not None:
         cells["birth"] = readers.time(block.birth, block.time_format)
     if block.age is not None:
         cells["birth"] = readers.age(block.age)
     for name, column in (("death", block.death), ("observed_until", block.observed_until)):
         if column is not None:
-            cells[name] = readers.time(column, block.time_format)
-    cells |= {f"static:{prefix}": readers.text(column) for prefix, column in static.items()} | filters | died
+            cells |= time_cells(readers, name, column, block.time_format)
+    cells |= {f"static:{prefix}": readers.text(column) for prefix, column in block.static.items()} | filters | died
 
     def events(rows: pl.DataFrame) -> list[pl.DataFrame]:
         rows = rows.filter(kept).unique(
             [name for name in rows.columns if name != "row"], keep="first", maintain_order=True
         )
         made = [
-            event(
-                rows, named(prefix, f"static:{prefix}"), None, "demographic",
-                where=pl.col(f"static:{prefix}").is_not_null(),
-            )
-            for prefix in static
-        ]  # fmt: skip
+            event(rows, code, None, "demographic", where=pl.col(column).is_not_null())
+            for column, code in undated.items()
+        ]
         if "birth" in cells:
             birth = pl.col("birth").dt.truncate("1d")
             made.append(
@@ -96,13 +116,20 @@ def subjects_plan(block: Subjects, table: Table, readers: CellReaders) -> Plan:
             made.append(
                 event(
                     rows, pl.lit(DEATH_CODE), death, "demographic", where=death.is_not_null() & dead,
-                    description=pl.lit("Death"), clock=clock(block.time_format, death),
+                    description=pl.lit("Death"), clock=known_to("death", block.time_format),
                 )
             )  # fmt: skip
         return made or [event(rows, pl.lit(None), None, "demographic", where=pl.lit(False))]
 
     no_event = "excluded by where, nothing stated, or stated in another row"
-    return Plan(table, cells, events, no_event=no_event, facts=len(cells) > 1 + len(filters) + len(died))
+    odd = {} if block.sex is None else {UNKNOWN_SEX: kept & pl.col("sex").is_not_null() & ~known_sex}
+    facts = len(cells) > 1 + len(filters) + len(died)
+    return Plan(table, cells, events, no_event=no_event, contradictions=odd, facts=facts)
+
+
+def _ends_with_its_day(start: pl.Expr, end: pl.Expr) -> pl.Expr:
+    """Whether a visit ends on the day it starts, with no time of day: then it ends when that day is over."""
+    return (end == end.dt.truncate("1d")) & (end == start.dt.truncate("1d"))
 
 
 def visits_plan(block: Visits, table: Table, readers: CellReaders) -> Plan:
@@ -110,11 +137,11 @@ def visits_plan(block: Visits, table: Table, readers: CellReaders) -> Plan:
     cells = {
         "subject_id": readers.subject(block.subject),
         "visit_id": readers.visit(block.visit),
-        "start": readers.time(block.start, block.time_format),
+        **time_cells(readers, "start", block.start, block.time_format),
     }
     filters, kept = filter_cells(readers, block.where)
     if block.end is not None:
-        cells["end"] = readers.time(block.end, block.time_format)
+        cells |= time_cells(readers, "end", block.end, block.time_format)
     for name, column in (("class", block.class_), ("discharge", block.discharge)):
         if column is not None:
             cells[name] = readers.text(column)
@@ -126,9 +153,9 @@ def visits_plan(block: Visits, table: Table, readers: CellReaders) -> Plan:
     stays = block.inpatient if isinstance(block.inpatient, list) else []
     stay = pl.lit(True) if block.inpatient is True else told("class").is_in(stays)
     start, end = pl.col("start"), pl.col("end") if "end" in cells else pl.lit(None, dtype=pl.Datetime("us"))
-    # A stay that ends on the day it starts, with no time of day, ends when that day is over.
-    by_day = (end == end.dt.truncate("1d")) & (end == start.dt.truncate("1d"))
-    ending = pl.when(by_day).then(DATE_ONLY).otherwise(clock(block.time_format, end))
+    by_day = _ends_with_its_day(start, end)
+    ending = known_to("end", block.time_format) if "end" in cells else pl.lit(EXACT)
+    ending = pl.when(by_day).then(DATE_ONLY).otherwise(ending)
 
     def events(rows: pl.DataFrame) -> list[pl.DataFrame]:
         made = [
@@ -165,18 +192,19 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
         cells["visit_id"] = readers.visit(block.visit)
     for name, columns in (("time", block.time), ("known", block.known)):
         if columns is not None:
-            cells[name] = readers.time(columns, block.time_format)
-            cells[f"{name}:date"] = readers.date_only(columns, block.time_format)
+            cells |= time_cells(readers, name, columns, block.time_format)
     codes = [block.code] if isinstance(block.code, str) else block.code or []
     cells |= {f"code:{place}": readers.text(column) for place, column in enumerate(codes)}
     if block.value is not None:
-        cells["value"] = readers.number(block.value)
+        both = block.text is not None and block.text.lower() == block.value.lower()
+        cells["value"] = readers.number(block.value, keep_text=both)
     for name, column in (("unit", block.unit), ("text", block.text), ("description", block.description)):
-        if column is not None:
+        if column is not None and not (name == "text" and block.value is not None and both):
             cells[name] = readers.text(column)
     wide = {name: Wide(column=given) if isinstance(given, str) else given for name, given in block.columns.items()}
     for name, each in wide.items():
-        cells[f"column:{name}"] = (readers.number if each.as_ == "number" else readers.text)(each.column)
+        number = each.as_ == "number"
+        cells[f"column:{name}"] = readers.number(each.column, keep_text=True) if number else readers.text(each.column)
     cells |= filters
     visit = "visit_id" if block.visit is not None else None
 
@@ -188,24 +216,22 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
         if block.undated:
             return rows, None, pl.lit(EXACT)
         if block.at_visit is not None and visits is not None:
-            known = visits.select(*KEYS, time=block.at_visit)
+            known = visits.select(*KEYS, pl.col(block.at_visit, f"{block.at_visit}:date"))
             rows = rows.join(known, on=list(KEYS), how="left", maintain_order="left")
-            return rows, pl.col("time"), clock(None, pl.col("time"))
+            return rows, pl.col(block.at_visit), known_to(block.at_visit, None)
         stamps = []
         for name in ("time", "known"):
             if name in cells:
-                of_date = pl.col(f"{name}:date") == 1
-                exact = clock(block.time_format, pl.col(name))
-                end = pl.col(name) + pl.when(of_date).then(DAY_END).otherwise(pl.duration())
-                stamps.append((pl.col(name), pl.when(of_date).then(DATE_ONLY).otherwise(exact), end))
-        (time, known_to, end), *later = stamps
-        for other, other_to, other_end in later:
+                end = pl.col(name) + pl.when(pl.col(f"{name}:date") == 1).then(DAY_END).otherwise(pl.duration())
+                stamps.append((pl.col(name), known_to(name, block.time_format), end))
+        (time, precision, end), *later = stamps
+        for other, other_precision, other_end in later:
             takes = other.is_not_null() & (time.is_null() | (other_end > end))
-            time, known_to = (
+            time, precision = (
                 pl.when(takes).then(other).otherwise(time),
-                pl.when(takes).then(other_to).otherwise(known_to),
+                pl.when(takes).then(other_precision).otherwise(precision),
             )
-        return rows, time, known_to
+        return rows, time, precision
 
     def prefixed(*parts: str | pl.Expr) -> pl.Expr:
         if block.prefix is not None:
@@ -219,7 +245,9 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
             return [_of_cell(rows, name, each, time, known) for name, each in wide.items()]
         code = prefixed(pl.lit(block.constant)) if block.constant is not None else prefixed(*_names("code", len(codes)))
         value, text = optional("value"), optional("text")
-        if value is not None and text is not None:
+        if value is not None and cells["value"].keep_text:
+            text = pl.col(text_beside("value"))
+        elif value is not None and text is not None:
             text = pl.when(value.is_null()).then(text)
         unit = optional("unit") if block.unit_is is None else pl.lit(block.unit_is)
         return [
@@ -230,12 +258,15 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
         ]  # fmt: skip
 
     def _of_cell(rows: pl.DataFrame, name: str, each: Wide, time: pl.Expr | None, known: pl.Expr) -> pl.DataFrame:
-        cell = pl.col(f"column:{name}")
+        cell, filled = pl.col(f"column:{name}"), pl.col(f"column:{name}").is_not_null()
         code = prefixed(pl.lit(name), cell) if each.as_ == "code" else prefixed(pl.lit(name))
+        text = cell if each.as_ == "text" else None
+        beside = text_beside(f"column:{name}")
+        if each.as_ == "number" and rows[beside].null_count() < len(rows):
+            text, filled = pl.col(beside), filled | pl.col(beside).is_not_null()
         return event(
             rows, code, time, block.kind, visit=visit, value=cell if each.as_ == "number" else None,
-            unit=None if each.unit is None else pl.lit(each.unit), text=cell if each.as_ == "text" else None,
-            clock=known, where=kept & cell.is_not_null(),
+            unit=None if each.unit is None else pl.lit(each.unit), text=text, clock=known, where=kept & filled,
         )  # fmt: skip
 
     no_time = "without a time" if block.at_visit is None else f"of a visit unknown or without {block.at_visit}"
@@ -244,7 +275,7 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
         cells,
         events,
         no_time,
-        "excluded by where, or no column holds what it should" if wide else "excluded by where",
+        "excluded by where, or all columns empty" if wide else "excluded by where",
     )
 
 
@@ -253,12 +284,21 @@ def _names(stem: str, count: int) -> Iterator[str]:
 
 
 def visit_times(block: Visits, table: Table, readers: CellReaders) -> pl.DataFrame:
-    """Columns `subject_id`, `visit_id`, `start`, `end` of every visit, each once; in memory."""
+    """Columns `subject_id`, `visit_id`, `start`, `end` of every visit, each once; in memory.
+
+    An end before the start is none. `start:date` and `end:date` are 1 where only the day is known.
+    """
     plan = visits_plan(block, table, readers)
-    cells = {name: cells for name, cells in plan.cells.items() if name in (*KEYS, "start", "end")}
+    times = ("start", "start:date", "end", "end:date")
+    cells = {name: cells for name, cells in plan.cells.items() if name in (*KEYS, *times)}
     piece = table.whole(cells)
     rows = once(piece.rows.drop("row"), list(KEYS), piece.file)
-    return rows if "end" in cells else rows.with_columns(end=pl.lit(None, dtype=pl.Datetime("us")))
+    if "end" not in cells:
+        return rows.with_columns(end=pl.lit(None, dtype=pl.Datetime("us")), **{"end:date": pl.lit(0.0)})
+    start, end = pl.col("start"), pl.col("end")
+    by_day = _ends_with_its_day(start, end).fill_null(False)
+    ended = pl.when(end.is_not_null() & ((end < start) & ~by_day).ne_missing(True)).then(end)
+    return rows.with_columns(end=ended, **{"end:date": pl.when(by_day).then(1.0).otherwise("end:date")})
 
 
 def described(block: Codes, table: Table, readers: CellReaders) -> pl.DataFrame:

@@ -62,22 +62,29 @@ class CellReaders:
 
     def subject(self, column: str) -> Cells:
         reader: Reader = self.subjects if self.mapping.ids == "text" else READERS["id"]
-        return Cells("id", (column.lower(),), reader)
+        return Cells("id", (column.lower(),), reader, remedy="set ids = 'text' in the mapping")
 
     def visit(self, column: str) -> Cells:
         reader: Reader = visit_identifiers if self.mapping.visit_ids == "text" else READERS["id"]
-        return Cells("id", (column.lower(),), reader)
+        return Cells("id", (column.lower(),), reader, remedy="set visit_ids = 'text' in the mapping")
 
     def text(self, column: str) -> Cells:
         return Cells("text", (column.lower(),), READERS["text"])
 
-    def number(self, column: str) -> Cells:
-        reader: Reader = decimal_comma if self.mapping.decimal == "," else READERS["number"]
-        return Cells("number", (column.lower(),), reader)
+    def number(self, column: str, *, keep_text: bool = False) -> Cells:
+        """Numbers; with `keep_text` what is none stands in a column of text beside them."""
+        comma = self.mapping.decimal == ","
+        remedy = f"set decimal = '{'.' if comma else ','}' or list the value in missing, in the mapping"
+        reader: Reader = decimal_comma if comma else READERS["number"]
+        return Cells("number", (column.lower(),), reader, keep_text, remedy=remedy)
 
     def time(self, columns: str | list[str], form: str | None) -> Cells:
         names = (columns,) if isinstance(columns, str) else tuple(columns)
         reader: Reader = READERS["time"]
+        expected, remedy = None, "state time_format in the mapping, for example time_format = '%d.%m.%Y %H:%M'"
+        if form is not None:
+            expected = f"numbers of {form} since origin" if form in OFFSETS else f"times such as {_example(form)}"
+            remedy = f"mend time_format = '{form}', or list the value in missing, in the mapping"
         if form in OFFSETS:
             seconds, origin = OFFSETS[form], self.mapping.since()
             number = self.number("").read
@@ -91,7 +98,7 @@ class CellReaders:
             def reader(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
                 return formatted(values, written)
 
-        return Cells("time", tuple(name.lower() for name in names), reader)
+        return Cells("time", tuple(name.lower() for name in names), reader, expected=expected, remedy=remedy)
 
     def date_only(self, columns: str | list[str], form: str | None) -> Cells:
         """1 where a cell that `time` reads is a date without a time of day, else 0."""
@@ -105,7 +112,14 @@ class CellReaders:
     def age(self, column: str) -> Cells:
         """Births from ages in years at the origin."""
         seconds, origin, number = -DAYS_PER_YEAR * 86400, self.mapping.since(), self.number("").read
-        return Cells("time", (column.lower(),), lambda values: since(values, origin, seconds, number))
+        return Cells(
+            "time", (column.lower(),), lambda values: since(values, origin, seconds, number),
+            expected="ages in years at origin", remedy="mend age, or list the value in missing, in the mapping",
+        )  # fmt: skip
+
+
+def _example(form: str) -> str:
+    return datetime.datetime(2020, 1, 31, 8, 5).strftime(form)
 
 
 def dates(values: pl.Series, form: str | None) -> pl.Series:

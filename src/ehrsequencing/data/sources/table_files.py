@@ -21,7 +21,9 @@ class TableFiles:
             ConfigError: a block names no file although SRC is a folder.
         """
         self.src = src
-        self.layout = Layout(mapping.encoding, mapping.delimiter, tuple(dict.fromkeys(["", *mapping.missing])))
+        self.layout = Layout(
+            mapping.encoding, mapping.delimiter, tuple(dict.fromkeys(["", *mapping.missing])), stated_in="the mapping"
+        )  # fmt: skip
         self._found: dict[Path, dict[str, Table]] = {}
         self.used = {self.find(block.file).name for block in mapping.blocks()}
 

@@ -8,9 +8,9 @@ import difflib
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ehrsequencing.errors import ConfigError
 
@@ -38,6 +38,7 @@ file = "patients.csv"              # .csv, .csv.gz, .parquet, or a folder of suc
 subject = "patient_id"
 birth = "date_of_birth"            # or age = "age" (years at the origin)
 sex = "sex"                        # GENDER//F
+# sex_values = { W = "F", M = "M" }  # where the column has other values than F and M
 static = { RACE = "race" }         # further undated facts: RACE//..
 death = "date_of_death"
 # death_where = { status = "dead" }  # where the column also holds the last date seen alive
@@ -98,8 +99,20 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False)
 
 
+def _four_digits(form: str) -> str:
+    if found := [part for part in ("%y", "%D", "%x", "%g") if part in form.replace("%%", "")]:
+        raise ValueError(
+            f"{found[0]} is a year of two digits, which may be of either century; write years of four digits (%Y) into "
+            "the file"
+        )
+    return form
+
+
+TimeFormat = Annotated[str, AfterValidator(_four_digits)]
+
+
 class Wide(_Block):
-    """One column of a wide table: a number, a code (`PREFIX//NAME//cell`), or text."""
+    """One column of a wide table: a number (what is none stays as text), a code (`PREFIX//NAME//cell`), or text."""
 
     column: str
     unit: str | None = None
@@ -112,11 +125,12 @@ class Subjects(_Block):
     birth: str | None = None
     age: str | None = None
     sex: str | None = None
+    sex_values: dict[str, str] = Field(default_factory=dict)
     static: dict[str, str] = Field(default_factory=dict)
     death: str | None = None
     death_where: Where = Field(default_factory=dict)
     observed_until: str | None = None
-    time_format: str | None = None
+    time_format: TimeFormat | None = None
     where: Where = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -125,6 +139,12 @@ class Subjects(_Block):
             raise ValueError("birth and age are both given; give one")
         if self.death_where and self.death is None:
             raise ValueError("death_where without death has no effect")
+        if self.sex_values and self.sex is None:
+            raise ValueError("sex_values without sex has no effect")
+        if "GENDER" in self.static:
+            raise ValueError("static has GENDER; give sex = .. instead, which knows F and M")
+        if empty := [value for value, sex in self.sex_values.items() if not value.strip() or not sex.strip()]:
+            raise ValueError(f"sex_values has an empty value or sex at {empty[0]!r}")
         return self
 
 
@@ -138,7 +158,7 @@ class Visits(_Block):
     inpatient: bool | list[str] = False
     discharge: str | None = None
     prefix: str = "VISIT"
-    time_format: str | None = None
+    time_format: TimeFormat | None = None
     where: Where = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -161,7 +181,7 @@ class EventTable(_Block):
     known: str | None = None
     at_visit: Literal["start", "end"] | None = None
     undated: bool = False
-    time_format: str | None = None
+    time_format: TimeFormat | None = None
     prefix: str | None = None
     code: str | list[str] | None = None
     constant: str | None = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 import polars.selectors as cs
@@ -18,13 +18,26 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from ehrsequencing.data.sources.cells import EARLIEST, LATEST, TYPES, Cells, Kind, cells_of, empty_column
+from ehrsequencing.data.sources.cells import (
+    EARLIEST,
+    LATEST,
+    TYPES,
+    Cells,
+    Kind,
+    cells_of,
+    empty_column,
+    text_beside,
+    texts,
+)
+from ehrsequencing.data.sources.problems import Place, named_problems, quoted, refuse_cells
 from ehrsequencing.errors import DataError
 
 Wanted = Mapping[str, Kind | Cells]
 """Columns by lower-case name: what they hold, or how they are read (then under any name)."""
 Advance = Callable[[Path, int], None]
 """Called with a file and how many of its bytes have been read."""
+
+_T = TypeVar("_T")
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 BLOCK_BYTES = 8 << 20
@@ -42,6 +55,10 @@ class Piece:
         unreadable: Per column of numbers how many values are none that float32 can hold; these are null.
         implausible: Per column of times how many are before `EARLIEST` or after `LATEST`; these are null.
         absent: Optional columns that the file lacks; these are null.
+        texts: Per column of numbers how many values are none and stand in the column of text beside it.
+        first: Per column of `unreadable` and `implausible` the first such cell.
+        impossible: Rows with a cell of `implausible`.
+        parts: Where the rows are those of several files: rows before each, and the file.
     """
 
     table: str
@@ -50,6 +67,17 @@ class Piece:
     unreadable: dict[str, int] = field(default_factory=dict)
     implausible: dict[str, int] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    texts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, Place] = field(default_factory=dict)
+    impossible: tuple[int, ...] = ()
+    parts: tuple[tuple[int, Path], ...] = ()
+
+    def place(self, row: int) -> str:
+        """A row as it is found in its file."""
+        if not self.parts:
+            return f"row {row}"
+        before, file = next(part for part in reversed(self.parts) if part[0] < row)
+        return f"row {row - before} of {file}"
 
 
 @dataclass(frozen=True)
@@ -60,11 +88,13 @@ class Layout:
         encoding: Of Python.
         delimiter: None: a comma, or a tab where the first line has tabs and no comma (OHDSI's vocabularies).
         missing: Cells that mean nothing; in parquet, too.
+        stated_in: What states encoding and delimiter, for messages; None where nothing does.
     """
 
     encoding: str = "utf-8"
     delimiter: str | None = None
     missing: tuple[str, ...] = ("",)
+    stated_in: str | None = None
 
     @property
     def extends_ascii(self) -> bool:
@@ -101,6 +131,7 @@ class Table:
                     f"{file} lacks {', '.join(missing)}",
                     got=f"columns {', '.join(found)}",
                     expected=f"columns {', '.join(dict.fromkeys(needed))}",
+                    remedy=self.layout.stated_in and f"mend the names, or delimiter, in {self.layout.stated_in}",
                 )
             columns = {column for cells in wanted.values() for column in cells.columns if column in found}
             read = _parquet if file.suffix == ".parquet" else _csv
@@ -113,49 +144,92 @@ class Table:
     def whole(self, required: Wanted, optional: Wanted | None = None) -> Piece:
         """All rows in one piece, for small tables."""
         pieces = list(self.read(required, optional))
-        schema = {
-            "row": pl.Int64(),
-            **{name: TYPES[cells_of(name, given).kind] for name, given in {**required, **(optional or {})}.items()},
-        }
         if not pieces:
+            wanted = {name: cells_of(name, given) for name, given in {**required, **(optional or {})}.items()}
+            schema: dict[str, pl.DataType] = {"row": pl.Int64()}
+            for name, cells in wanted.items():
+                schema |= {name: TYPES[cells.kind]} | ({text_beside(name): pl.String()} if cells.keep_text else {})
             return Piece(self.name, self.files[0], pl.DataFrame(schema=schema))
-        rows = pl.concat([piece.rows for piece in pieces])
-        several = len(self.files) > 1
-        return Piece(
-            self.name,
-            self.files[0].parent if several else self.files[0],
-            rows.with_columns(row=pl.int_range(1, pl.len() + 1)) if several else rows,
-            dict(sum((Counter(piece.unreadable) for piece in pieces), Counter())),
-            dict(sum((Counter(piece.implausible) for piece in pieces), Counter())),
-            tuple(sorted({column for piece in pieces for column in piece.absent})),
-        )
+        return joined(pieces, self.files[0].parent if len(self.files) > 1 else self.files[0])
 
     def _typed(self, raw: pl.DataFrame, row: pl.Series, wanted: Mapping[str, Cells], file: Path) -> Piece:
         columns = [row.alias("row")]
-        counts: dict[str, dict[str, int]] = {"number": {}, "time": {}}
+        counts: dict[str, dict[str, int]] = {"number": {}, "time": {}, "text": {}}
+        first: dict[str, Place] = {}
+        impossible: set[int] = set()
         absent = []
         for name, cells in wanted.items():
             if any(column not in raw.columns for column in cells.columns):
                 absent.append(name)
                 columns.append(empty_column(name, cells.kind, len(raw)))
+                if cells.keep_text:
+                    columns.append(empty_column(text_beside(name), "text", len(raw)))
                 continue
             values = raw[cells.columns[0]]
             if len(cells.columns) > 1:
                 # A date without its clock is a date.
-                joined = pl.concat_str(cells.columns, separator=" ", ignore_nulls=True)
+                joined_cells = pl.concat_str(cells.columns, separator=" ", ignore_nulls=True)
                 values = raw.select(
-                    pl.when(pl.col(cells.columns[0]).is_not_null()).then(joined).alias(" ".join(cells.columns))
+                    pl.when(pl.col(cells.columns[0]).is_not_null()).then(joined_cells).alias(" ".join(cells.columns))
                 ).to_series()
             typed, bad = cells.read(values)
             if bad is not None and cells.kind != "number":
-                _refuse(bad, values, file, row, cells.kind)
+                refuse_cells(bad, values, file, row, cells)
             if cells.kind == "time":
                 bad = ~typed.is_between(EARLIEST, LATEST).fill_null(True)
                 typed = typed.set(bad, None) if bad.any() else typed
+            columns.append(typed.alias(name))
+            if cells.keep_text:
+                text, bad = _texts_of(values, bad)
+                columns.append(text.alias(text_beside(name)))
+                if count := text.count():
+                    counts["text"][values.name] = count
             if cells.kind in counts and bad is not None and (count := int(bad.sum())):
                 counts[cells.kind][values.name] = count
-            columns.append(typed.alias(name))
-        return Piece(self.name, file, pl.DataFrame(columns), counts["number"], counts["time"], tuple(absent))
+                at = bad.arg_true()[0]
+                first.setdefault(values.name, Place(file, row[at], quoted(values[at]), cells.remedy))
+                if cells.kind == "time":
+                    impossible.update(row.filter(bad))
+        return Piece(
+            self.name, file, pl.DataFrame(columns), counts["number"], counts["time"], tuple(absent), counts["text"],
+            first, tuple(sorted(impossible)),
+        )  # fmt: skip
+
+
+def _texts_of(values: pl.Series, bad: pl.Series | None) -> tuple[pl.Series, pl.Series | None]:
+    """The cells that are no numbers as text, and those that are no text either."""
+    if bad is None or not bad.any():
+        return empty_column(values.name, "text", len(values)), bad
+    text, _ = texts(values.set(~bad, None))
+    return text, bad & text.is_null()
+
+
+def joined(pieces: Sequence[Piece], file: Path) -> Piece:
+    """Pieces of a table as one, under the name of its file or of their folder: rows numbered through, counts summed."""
+    before: dict[Path, int] = {}
+    rows = 0
+    for piece in pieces:
+        before.setdefault(piece.file, rows)
+        rows += len(piece.rows)
+    first: dict[str, Place] = {}
+    for piece in reversed(pieces):
+        first |= piece.first
+    unreadable, implausible, kept = (
+        dict(sum((Counter(getattr(piece, name)) for piece in pieces), Counter[str]()))
+        for name in ("unreadable", "implausible", "texts")
+    )
+    return Piece(
+        pieces[0].table,
+        file,
+        pl.concat([piece.rows for piece in pieces]).with_columns(row=pl.int_range(1, pl.len() + 1)),
+        unreadable,
+        implausible,
+        tuple(sorted({column for piece in pieces for column in piece.absent})),
+        kept,
+        first,
+        tuple(row + before[piece.file] for piece in pieces for row in piece.impossible),
+        () if file in before else tuple((rows, part) for part, rows in before.items()),
+    )
 
 
 def find_tables(folder: Path) -> dict[str, Table]:
@@ -200,19 +274,24 @@ def require_tables(tables: Mapping[str, Table], names: tuple[str, ...], where: P
         )
 
 
-def keyed(piece: Piece, key: str) -> pl.DataFrame:
+def keyed(piece: Piece, key: str, called: str | None = None) -> pl.DataFrame:
     """Rows of a table of subjects or visits that have the key.
+
+    Args:
+        piece: The rows.
+        key: Its column.
+        called: What messages call it, where that is another name.
 
     Raises:
         DataError: a key is repeated, or there is none.
     """
     rows = piece.rows.filter(pl.col(key).is_not_null())
     if rows.is_empty():
-        raise DataError(f"{piece.file} has no {key}", got=f"{len(piece.rows)} rows", expected="at least one")
+        raise DataError(f"{piece.file} has no {called or key}", got=f"{len(piece.rows)} rows", expected="at least one")
     if len(twice := rows.filter(pl.col(key).is_duplicated())):
         raise DataError(
-            f"{piece.file} repeats values of {key}", got=f"{twice[key][0]}, first in row {twice['row'][0]}",
-            expected="each once",
+            f"{piece.file} repeats values of {called or key}",
+            got=f"{twice[key][0]}, first in {piece.place(twice['row'][0])}", expected="each once",
         )  # fmt: skip
     return rows
 
@@ -251,7 +330,7 @@ def column_names(file: Path, layout: Layout = Layout()) -> dict[str, str]:
         DataError: the file is empty or damaged, or repeats a name.
     """
     if file.suffix == ".parquet":
-        with _named_problems(file):
+        with named_problems(file):
             names = pq.read_schema(file).names
     else:
         names = _header(file, layout)[0]
@@ -265,43 +344,13 @@ def _header(file: Path, layout: Layout) -> tuple[list[str], str]:
     """Column names and the delimiter."""
     opener: Callable[..., io.BufferedIOBase] = gzip.open if file.suffix == ".gz" else open  # type: ignore[assignment]
     encoding = "utf-8-sig" if layout.encoding.lower() in ("utf-8", "utf8") else layout.encoding
-    with _named_problems(file, layout), opener(file, "rb") as stream:
+    with named_problems(file, layout), opener(file, "rb") as stream:
         # In UTF-16 the line ends within its last character.
         line = stream.readline().decode(encoding, "strict" if layout.extends_ascii else "ignore").rstrip("\r\n")
     if not line:
         raise DataError(f"{file} is empty", expected="a header and rows")
     delimiter = layout.delimiter or ("\t" if "\t" in line and "," not in line else ",")
     return next(csv.reader([line], delimiter=delimiter)), delimiter
-
-
-class _named_problems:  # noqa: N801
-    """What the readers raise about a file, as one DataError that names it."""
-
-    def __init__(self, file: Path, layout: Layout | None = None) -> None:
-        self.file = file
-        self.encoding = layout.encoding.upper() if layout is not None else "UTF-8"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
-        if isinstance(problem, UnicodeError) or "invalid UTF8" in str(problem):
-            row = re.search(r"Row #(\d+)", str(problem))
-            raise DataError(
-                f"{self.file} is not in {self.encoding}",
-                # The parser counts the header, too.
-                got=f"another encoding in row {int(row[1]) - 1}" if row else str(problem).splitlines()[0][:300],
-                expected=self.encoding,
-                remedy="convert the file to UTF-8",
-            ) from None
-        if isinstance(problem, (pa.ArrowException, OSError, EOFError, zlib.error)):
-            damaged = not isinstance(problem, pa.ArrowException) or isinstance(problem, OSError)
-            raise DataError(
-                f"{self.file} is {'damaged or cut short' if damaged else 'malformed'}",
-                got=str(problem).splitlines()[0][:300],
-                expected="a parquet file" if self.file.suffix == ".parquet" else f"a {self.encoding} CSV file",
-                remedy="compare its checksum with the publisher's" if damaged else None,
-            ) from None
 
 
 class _Counted(io.RawIOBase):
@@ -323,7 +372,7 @@ def _csv(file: Path, columns: list[str], layout: Layout, advance: Advance | None
     _, delimiter = _header(file, layout)
     quoted = delimiter != "\t"
     rows = 0
-    with _named_problems(file, layout), file.open("rb", buffering=0) as raw:
+    with named_problems(file, layout), file.open("rb", buffering=0) as raw:
         counted = _Counted(pa.input_stream(raw, compression="gzip" if file.suffix == ".gz" else None))
         reader = pc.open_csv(
             counted,
@@ -339,20 +388,30 @@ def _csv(file: Path, columns: list[str], layout: Layout, advance: Advance | None
                 null_values=list(layout.missing),
             ),
         )
-        for batch in reader:
+        blocks = ((batch, raw.tell()) for batch in reader)
+        for batch, position in _ahead(blocks) if file.stat().st_size > BLOCK_BYTES else blocks:
             rows += batch.num_rows
             if batch.num_rows:
                 yield _frame(batch)
             if advance is not None:
-                advance(file, raw.tell())
+                advance(file, position)
         if quoted and layout.extends_ascii and counted.quotes % 2:
             # The parser takes the rest of the file as one cell, and with it all rows therein.
             raise DataError(f"{file} has a quotation mark that is never closed", got=f"row {rows} to the end")
 
 
+def _ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The same, the next one being made on another thread meanwhile; ends that thread before it ends itself."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
+
+
 def _parquet(file: Path, columns: list[str], layout: Layout, advance: Advance | None) -> Iterator[pl.DataFrame]:
     missing = [cell for cell in layout.missing if cell]
-    with _named_problems(file), pq.ParquetFile(file) as source:
+    with named_problems(file), pq.ParquetFile(file) as source:
         total, done, size = source.metadata.num_rows, 0, file.stat().st_size
         for batch in source.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
             if batch.num_rows:
@@ -366,18 +425,3 @@ def _parquet(file: Path, columns: list[str], layout: Layout, advance: Advance | 
 def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
     frame = pl.from_arrow(batch)
     return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()
-
-
-_EXPECTED = {"id": ("whole numbers", "such as 17 or 17.0"), "text": ("text", "one value per row")}
-
-
-def _refuse(bad: pl.Series, values: pl.Series, file: Path, row: pl.Series, kind: Kind) -> None:
-    if not bad.any():
-        return
-    first = bad.arg_true()[0]
-    name, expected = _EXPECTED.get(kind, ("times", "such as 2020-01-31 08:00:00 or 2020-01-31"))
-    raise DataError(
-        f"column {values.name} of {file} has {int(bad.sum())} values that are no {name}",
-        got=f"{values[first]!r} in row {row[first]}",
-        expected=expected,
-    )

@@ -227,7 +227,8 @@ def test_subjects_with_and_without_admissions(dataset):
 def test_drops_are_counted_and_explained(dataset):
     manifest = dataset.manifest
     reasons = {
-        "before birth": 1, "more than 125 years after birth": 1, "subject not in patients": 1, "without a time": 2,
+        "before birth": 1, "more than 125 years after birth": 1, "subject not in patients": 1, "without a time": 1,
+        "before 1850 or after 2300": 1,
     }  # fmt: skip
     assert manifest["tables"]["hosp/labevents"] == {
         "rows": 8,

@@ -391,3 +391,19 @@ def test_results_outside_their_range_are_flagged_and_codes_have_parents(tmp_path
         "RXNORM//213469": ["RXNORM//140587"],
         "SNOMED//74474003": ["SNOMED//87763006"],
     }
+
+
+def test_midnights_beside_times_of_day_keep_midnight_and_are_counted(tmp_path):
+    drugs = """
+        drug_exposure_id,person_id,drug_concept_id,drug_exposure_start_date,drug_exposure_start_datetime,visit_occurrence_id
+        1,1,1118088,2010-03-02,2010-03-02 00:00:00,11
+        2,1,1118088,2010-03-02,2010-03-02 08:00:00,11
+        3,1,1118088,2010-03-03,,11
+        4,1,1118088,2010-03-04,2010-03-04 00:00:00,11
+    """
+    dataset = import_source("omop", folder(tmp_path / "raw", drug_exposure=drugs), tmp_path / "meds")
+    assert dataset.manifest["events_at_midnight"] == {"drug_exposure": 2}
+    told = [note for note in dataset.manifest["notes"] if "keep midnight" in note]
+    assert [note.rpartition(": ")[2] for note in told] == ["drug_exposure 2 of 4."]
+    days = events_of(dataset).filter(pl.col("code") == "RXNORM//213469")["time"]
+    assert [f"{time:%d %H:%M:%S}" for time in days] == ["02 00:00:00", "02 08:00:00", "03 23:59:59", "04 00:00:00"]

@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 from test_mimic_iv_source import folder as mimic_folder
 from test_omop_source import folder as omop_folder
+from test_physionet2012_source import RECORDS
+from test_physionet2012_source import folder as physionet_folder
+from test_uci_source import encounters
+from test_uci_source import folder as uci_folder
 
+from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.sources import import_source
+from ehrsequencing.data.sources.spool import EventSpool
 from ehrsequencing.data.sources.spool_files import SpoolFiles
 from ehrsequencing.data.sources.tables import Table
 
@@ -26,7 +32,8 @@ from ehrsequencing.data.sources.spool_files import SpoolFiles
 kind, raw, out, moment, wanted = sys.argv[1:]
 owner, name = {
     "append": (SpoolFiles, "append"), "table": (SpoolFiles, "table_done"), "events": (MedsWriter, "write_events"),
-    "shard": (SpoolFiles, "shard_done"), "finish": (MedsWriter, "finish"), "appear": (io, "_appear"),
+    "shard": (SpoolFiles, "shard_done"), "finish": (MedsWriter, "finish"), "labels": (MedsWriter, "write_labels"),
+    "appear": (io, "_appear"),
 }[moment.split("-")[0]]
 calls, real = 0, getattr(owner, name)
 
@@ -52,6 +59,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found | {"about": json.dumps(about).encode()}
 
 
+def kill(kind, raw, out, moment, call):
+    """Run an import in a process that kills itself before or after a call of the function of that moment."""
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT, kind, str(raw), str(out), moment, str(call)], capture_output=True, text=True
+    )
+    assert run.returncode == -signal.SIGKILL, (moment, run.stderr)
+    assert not out.exists()
+
+
+def recorded(monkeypatch, owner, name, what):
+    """What is called from here on, told by `what` of the arguments."""
+    calls, real = [], getattr(owner, name)
+
+    def record(*arguments, **options):
+        calls.append(what(*arguments))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, record)
+    return calls
+
+
 @pytest.mark.parametrize(
     ("kind", "make", "kills"),
     [
@@ -68,24 +96,50 @@ def test_a_killed_import_is_taken_up(tmp_path, monkeypatch, kind, make, kills):
     raw, out = make(tmp_path / "raw"), tmp_path / "killed"
     whole = contents(import_source(kind, raw, tmp_path / "whole").path)
     for moment, call in kills:
-        run = subprocess.run(
-            [sys.executable, "-c", IMPORT, kind, str(raw), str(out), moment, str(call)], capture_output=True, text=True
-        )
-        assert run.returncode == -signal.SIGKILL, (moment, run.stderr)
-        assert not out.exists()
+        kill(kind, raw, out, moment, call)
     (left,) = tmp_path.glob(".killed.*")
     whole_tables = {json.loads(file.read_text())["name"] for file in left.glob("content/.spool/???.json")}
     assert len(whole_tables) > 2
-    read = []
-    real = Table.read
-
-    def recorded(self, *arguments, **options):
-        read.append(self.name)
-        return real(self, *arguments, **options)
-
-    monkeypatch.setattr(Table, "read", recorded)
+    read = recorded(monkeypatch, Table, "read", lambda table, *_: table.name)
     assert contents(import_source(kind, raw, out).path) == whole
     assert not whole_tables & set(read), "a table that was spooled whole is read again"
+    assert not list(tmp_path.glob(".*"))
+
+
+def two_sets(path):
+    """Records in all splits, of two sets with outcomes of one."""
+    records = {number: f"00:00,Age,{50 + number % 30}\n07:30,HR,{number}" for number in range(1, 61)}
+    physionet_folder(path)
+    return physionet_folder(
+        path, "set-b.zip", {number: text for number, text in records.items() if number not in RECORDS}
+    )
+
+
+def sixty_patients(path):
+    return uci_folder(path, encounters(*((number, number % 60, {"diag_1": str(number)}) for number in range(1, 100))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "kills", "spooled", "written"),
+    [
+        ("physionet2012", two_sets, [("append-before", 1), ("table", 1)], ["set-b"], 3),
+        ("physionet2012", two_sets, [("shard", 1)], [], 2),
+        ("uci-diabetes", sixty_patients, [("events-before", 2), ("events", 2)], [], 1),
+        ("uci-diabetes", sixty_patients, [("labels-before", 1)], [], 0),
+    ],
+)
+def test_sources_whose_subjects_stand_among_their_rows(tmp_path, monkeypatch, kind, make, kills, spooled, written):
+    """They are read again; what is spooled whole is not spooled again, and what is written is not written again."""
+    raw, out = make(tmp_path / "raw"), tmp_path / "killed"
+    whole = contents(import_source(kind, raw, tmp_path / "whole").path)
+    assert len([name for name in whole if name.startswith("data/")]) == 3
+    for moment, call in kills:
+        kill(kind, raw, out, moment, call)
+    added = recorded(monkeypatch, EventSpool, "add", lambda _, piece, *__: piece.table)
+    shards = recorded(monkeypatch, MedsWriter, "write_events", lambda _, split, *__: split)
+    assert contents(import_source(kind, raw, out).path) == whole
+    assert sorted(set(added)) == spooled
+    assert len(shards) == written
     assert not list(tmp_path.glob(".*"))
 
 

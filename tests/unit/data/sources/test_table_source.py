@@ -93,14 +93,15 @@ def test_the_example_gives_these_events(dataset):
         ("2020-01-03 12:30:00", "ICD10CM//E11.9", None, 11, None, None),
         ("2020-02-01 10:00:00", "VISIT//clinic", None, 12, None, None),
     ]
-    # A death known by its date is stamped at the end of that day, since other tables have times of day.
+    # A discharge and a death known by their dates are stamped at the end of that day: other tables have times.
     assert rows_of(events.filter(subject_id=2), *columns) == [
         (None, "GENDER//M", None, None, None, None),
         ("1960-01-31 00:00:00", "MEDS_BIRTH", None, None, None, None),
         ("2020-03-01 20:00:00", "HOSPITAL_ADMISSION//acute", None, 21, None, None),
+        ("2020-03-01 21:00:00", "VITAL//Heart rate", None, None, None, "fast"),
         ("2020-03-01 21:00:00", "VITAL//Weight", 70.5, None, "kg", None),
-        ("2020-03-04 00:00:00", "HOSPITAL_DISCHARGE//UNKNOWN", None, 21, None, None),
-        ("2020-03-04 00:00:00", "ICD10CM//I50.9", None, 21, None, None),
+        ("2020-03-04 23:59:59", "HOSPITAL_DISCHARGE//UNKNOWN", None, 21, None, None),
+        ("2020-03-04 23:59:59", "ICD10CM//I50.9", None, 21, None, None),
         ("2020-03-04 23:59:59", "MEDS_DEATH", None, None, None, None),
         ("2020-03-09 09:00:00", "HOSPITAL_ADMISSION//acute", None, 22, None, None),
     ]
@@ -123,10 +124,10 @@ def test_every_row_is_accounted_for(dataset):
     assert tables["labs"] == {
         "rows": 5, "events": 3, "rows_with_events": 3, "rows_without_events": {"excluded by where": 1},
         "rows_dropped": {"subject not in the table of subjects": 1},
-        "dropped": {"subject not in the table of subjects": 1}, "unreadable": {"result": 1},
+        "dropped": {"subject not in the table of subjects": 1}, "texts": {"result": 1},
     }  # fmt: skip
-    assert tables["vitals"]["rows_without_events"] == {"excluded by where, or no column holds what it should": 1}
-    assert tables["vitals"]["unreadable"] == {"hr": 1}
+    assert tables["vitals"]["rows_without_events"] == {"excluded by where, or all columns empty": 1}
+    assert tables["vitals"]["texts"] == {"hr": 1}
     assert dataset.manifest["source"] == "our-hospital"
     assert dataset.manifest["tables_not_read"] == []
 
@@ -249,7 +250,9 @@ def test_utf_16_where_it_is_stated(tmp_path):
 
 
 def test_other_encodings_are_refused_with_the_row(tmp_path):
-    with pytest.raises(DataError, match=r"one\.csv is not in UTF-8; got another encoding in row 2; .*convert the file"):
+    with pytest.raises(
+        DataError, match=r"one\.csv is not in UTF-8; got .* in row 2; .*Remedy: state encoding in the m"
+    ):
         small(tmp_path, "who,when,what\n1,2020-01-01,a\n1,2020-01-02,\u00e9\n", encoding="latin-1")
 
 
@@ -372,7 +375,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_subject_with_two_sexes(tmp_path):
     patients = TABLES["patients"] + "        1,1950-05-01,M,white,\n"
     file = written(tmp_path / "mapping.toml", EXAMPLE)
-    with pytest.raises(DataError, match=r"patients\.csv repeats values of subject_id; got 1, first in row 1"):
+    with pytest.raises(DataError, match=r"repeats values of patient_id with other facts; got 1, first in row 1"):
         import_source("table", folder(tmp_path / "raw", patients=patients), tmp_path / "meds", mapping=file)
 
 

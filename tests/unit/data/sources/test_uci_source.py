@@ -8,7 +8,7 @@ from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sources import import_source
-from ehrsequencing.data.sources.uci_diabetes import COLUMNS, DRUGS
+from ehrsequencing.data.sources.uci_diabetes_tables import COLUMNS, DRUGS
 from ehrsequencing.errors import DataError
 
 MAPPING = """admission_type_id,description
