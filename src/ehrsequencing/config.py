@@ -224,6 +224,27 @@ class FinetuneConfig(_Strict):
         return self
 
 
+class ObjectivesConfig(_Strict):
+    """`ehrseq benchmark objectives`; objective, seed and epochs of `pretrain` and the method of `finetune` are its own.
+
+    `tokens` are those that each pretraining reads, `labelled` the subjects whose labels are used (0: all).
+    """
+
+    objectives: list[Literal["mlm", "nvp", "joint", "contrastive", "tte"]] = [
+        "mlm",
+        "nvp",
+        "joint",
+        "contrastive",
+        "tte",
+    ]
+    methods: list[Literal["probe", "lora", "full"]] = ["probe", "lora", "full"]
+    seeds: int = Field(3, ge=1, le=100)
+    tokens: int = Field(5_000_000, ge=1)
+    labelled: int = Field(0, ge=0)
+    pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+
+
 AnyConfig = TypeVar("AnyConfig", bound=_Strict)
 
 

@@ -64,6 +64,7 @@ def compare(
     store_path: str | Path,
     labels_path: str | Path,
     *,
+    names: Sequence[str] = (),
     baselines: Sequence[str] = BASELINES,
     history: str = "model",
     reference: str | None = None,
@@ -82,6 +83,7 @@ def compare(
         runs: Fine-tuning runs on this store and these labels.
         store_path: Token store.
         labels_path: Binary or multi-label labels.
+        names: Of the runs; by default that of the model, and of the folder where two would be alike.
         baselines: Names from `BASELINES`; each is fitted on train and chosen on tuning.
         history: What the baselines see: "model", the histories as cut for the longest model of `runs`; or "whole".
         reference: Name of the arm to which the others are compared; the first run by default.
@@ -122,6 +124,8 @@ def compare(
     for run in runs:
         say(f"predicting with {run}")
         arms.append(run_arm(run, store, Path(labels_path), examples, progress))
+    for arm, name in zip(arms, names, strict=False):
+        arm.name = name
     for name in {arm.name for arm in arms}:
         same = [(arm, run) for arm, run in zip(arms, runs, strict=True) if arm.name == name]
         for arm, run in same if len(same) > 1 else []:
@@ -152,7 +156,7 @@ def compare(
     metrics = {arm.name: _judge(arm, examples, task, resamples, seed) for arm in arms}
     against = next((arm for arm in arms if arm.name == reference), arms[0])
     differences = [
-        _difference(against, arm, metric, examples["held_out"], task, resamples, seed)
+        difference(against, arm, metric, examples["held_out"], task, resamples, seed)
         for arm in arms
         if arm is not against
         for metric in PAIRED_METRICS
@@ -160,7 +164,7 @@ def compare(
     for metric in PAIRED_METRICS:
         pair = best_of_each(arms, metrics, f"{task}/{metric}")
         if pair and against not in pair:
-            differences.append(_difference(*pair, metric, examples["held_out"], task, resamples, seed))
+            differences.append(difference(*pair, metric, examples["held_out"], task, resamples, seed))
     report = _report_sections(arms, examples, manifest, task, differences)
     comparison = Comparison(task, examples, arms, metrics, differences, report, notes, external=external)
     comparison.validation = add_validation(comparison, store, validation, resamples=resamples, seed=seed, say=say)
@@ -180,7 +184,7 @@ def _add_oracles(comparison: Comparison, oracles: list[Arm], resamples: int, see
     for arm in oracles:
         comparison.metrics[arm.name] = _judge(arm, comparison.examples, task, resamples, seed)
         comparison.report["models"].append(_model_row(arm))
-        comparison.differences += [_difference(arm, other, "auroc", held, task, resamples, seed) for other in pair]
+        comparison.differences += [difference(arm, other, "auroc", held, task, resamples, seed) for other in pair]
 
 
 def save_predictions(comparison: Comparison, folder: Path) -> None:
@@ -266,7 +270,8 @@ def _entry(estimate: Estimate, *leave_out: str) -> dict[str, Any]:
     return {key: value for key, value in estimate.to_dict().items() if key not in leave_out}
 
 
-def _difference(a: Arm, b: Arm, metric: str, held: Examples, task: str, resamples: int, seed: int) -> dict[str, Any]:
+def difference(a: Arm, b: Arm, metric: str, held: Examples, task: str, resamples: int, seed: int) -> dict[str, Any]:
+    """Metric of a minus that of b on the same resamples of held-out subjects, as `summary.json` holds it."""
     estimate = paired_difference(
         np.asarray(held.target) > 0.5,
         a.held_out,

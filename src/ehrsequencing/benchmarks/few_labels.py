@@ -1,0 +1,53 @@
+"""The same task with the labels of fewer subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrsequencing.data.labels import read_labels, write_labels
+from ehrsequencing.data.store import TokenStore
+from ehrsequencing.errors import ConfigError
+
+TUNING_SHARE = 0.2
+"""Of the labelled subjects, those that stop the training and choose settings."""
+
+
+def keep_labelled(store: TokenStore, labels: pl.DataFrame, subjects: int, seed: int) -> pl.DataFrame:
+    """The labels of some train and tuning subjects, drawn at random, and of all held-out ones.
+
+    Args:
+        store: Says who is in which split.
+        labels: Columns of `LABEL_SCHEMA`.
+        subjects: Labelled subjects of train and tuning together, of which `TUNING_SHARE` are of tuning.
+        seed: Of the draw; the smaller of two draws with one seed is part of the larger.
+
+    Raises:
+        ConfigError: a split has fewer labelled subjects than asked for.
+    """
+    ids = labels["subject_id"].unique().sort().to_numpy()
+    tuning = round(subjects * TUNING_SHARE)
+    chosen = [ids[store.split("held_out").index_of(ids) >= 0]]
+    for split, number in (("train", subjects - tuning), ("tuning", tuning)):
+        there = ids[store.split(split).index_of(ids) >= 0]
+        if not 0 < number <= len(there):
+            raise ConfigError(
+                f"labelled subjects of {split}",
+                got=f"{number} of the {subjects} asked for",
+                expected=f"1 to {len(there)}",
+                remedy="ask for another number of labelled subjects",
+            )
+        chosen.append(np.random.default_rng([seed, len(split)]).permutation(there)[:number])
+    return labels.filter(pl.col("subject_id").is_in(np.concatenate(chosen)))
+
+
+def write_few_labels(store: TokenStore, labels: Path, out: Path, subjects: int, seed: int = 0) -> None:
+    """Write such labels with a manifest that says so, unless they are there."""
+    frame, manifest = read_labels(labels)
+    noted: Mapping[str, Any] = {"labelled_subjects": subjects, "draw": seed}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_labels(out, keep_labelled(store, frame, subjects, seed), {**manifest, **noted})

@@ -1,0 +1,351 @@
+"""What each objective of pretraining adds: the same tokens, the same labels, probe, LoRA and full fine-tuning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrsequencing.benchmarks.compare import Comparison, compare, difference
+from ehrsequencing.benchmarks.few_labels import write_few_labels
+from ehrsequencing.config import FinetuneConfig, ObjectivesConfig, PretrainConfig, write_config
+from ehrsequencing.data.artefacts import refuse_in_data
+from ehrsequencing.data.store import TokenStore
+from ehrsequencing.errors import ConfigError, RunError
+from ehrsequencing.io import atomic_path, lock_file, read_json, write_json, write_text
+from ehrsequencing.tracking.experiment import ExperimentTracker
+from ehrsequencing.tracking.report import write_report
+from ehrsequencing.tracking.report_data import write_report_data
+from ehrsequencing.training.finetune import finetune
+from ehrsequencing.training.objectives import OBJECTIVES
+from ehrsequencing.training.pretrain import pretrain
+from ehrsequencing.training.runs import batch_source, model_config
+
+SCRATCH = "scratch"
+METRIC = "auroc"
+BASELINES = ("logistic_regression", "xgboost")
+
+Observed = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a pretraining, or the fine-tuning of one (or of nothing, `SCRATCH`) on a task."""
+
+    objective: str
+    seed: int
+    task: str = ""
+    method: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the model that its seeds together are."""
+        return self.objective if self.objective == SCRATCH else f"{self.objective} {self.method}"
+
+    def arm(self, out: Path) -> Path:
+        """The folder of all its seeds."""
+        return out / "tasks" / self.task / self.name.replace(" ", "-")
+
+    def folder(self, out: Path) -> Path:
+        """The run directory."""
+        arms = self.arm(out) / "arms" if self.task else out / "pretrained" / self.objective
+        return arms / f"seed-{self.seed:04d}"
+
+    def base(self, out: Path) -> Path | None:
+        """The run it starts from."""
+        fine_tuned = self.task and self.objective != SCRATCH
+        return Cell(self.objective, self.seed).folder(out) if fine_tuned else None
+
+
+def cells(config: ObjectivesConfig, tasks: Sequence[str]) -> Iterator[Cell]:
+    """All trainings, those that others start from first."""
+    for seed in range(config.seeds):
+        for objective in config.objectives:
+            yield Cell(objective, seed)
+    for seed in range(config.seeds):
+        for task in tasks:
+            yield Cell(SCRATCH, seed, task, SCRATCH)
+            for objective in config.objectives:
+                for method in config.methods:
+                    yield Cell(objective, seed, task, method)
+
+
+def benchmark_objectives(
+    store_path: Path,
+    labels: Sequence[Path],
+    out: Path,
+    config: ObjectivesConfig,
+    *,
+    oracle: Path | None = None,
+    say: Callable[[str], None],
+    bars: Callable[[], AbstractContextManager[Callable[[str, int, int], None]]],
+    observed: Observed,
+) -> dict[str, Any] | None:
+    """Pretrain with every objective on the same number of tokens, fine-tune on every task, judge on held-out subjects.
+
+    What is done is kept, so that a killed benchmark goes on where it was, and several processes that were started
+    alike share the work: each takes the next training that nobody has.
+
+    Args:
+        store_path: Token store; all its train subjects are pretrained on.
+        labels: Binary label files.
+        out: Where everything goes.
+        config: What is compared and how.
+        oracle: The synthetic dataset of the store, for its ceiling and attainable optimum.
+
+    Returns:
+        The summary, which lies with table and report in `out/comparison`; None where another process still trains.
+
+    Raises:
+        ConfigError: two label files of one name, or another configuration than that of `out`.
+        RunError: a label file is not of a binary task.
+    """
+    refuse_in_data(out, store_path, *labels)
+    names = [path.stem for path in labels]
+    if len(set(names)) < len(names) or not names:
+        raise ConfigError("label files", got=", ".join(names) or "none", expected="one or more of different names")
+    store = TokenStore.open(store_path).verify()
+    _settle(out, config)
+    used = {}
+    for path in labels:
+        used[path.stem] = path
+        if config.labelled:
+            used[path.stem] = out / "labels" / path.name
+            if not used[path.stem].exists():
+                write_few_labels(store, path, used[path.stem], config.labelled)
+    everything = list(cells(config, names))
+    busy: set[Cell] = set()
+    for cell in everything:
+        if not _train(cell, store, used, out, config, observed):
+            busy.add(cell)
+    if left := [cell for cell in everything if not is_done(cell.folder(out))]:
+        say(f"{len(left)} of {len(everything)} trainings are with another process, which will judge; or run this again")
+        return None
+    with Claim(out / "judge.lock") as mine:
+        return _judge(store, used, out, config, oracle, say, bars) if mine else None
+
+
+def is_done(run: Path) -> bool:
+    """Whether a training ended."""
+    file = run / "metadata.json"
+    return file.exists() and read_json(file).get("status") in ("completed", "early_stopped")
+
+
+def _settle(out: Path, config: ObjectivesConfig) -> None:
+    """Write the configuration, or see that it is the one that is there."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, mine = out / "benchmark.json", config.model_dump(mode="json")
+    if not path.exists():
+        write_json(path, mine)
+    elif (stored := read_json(path)) != mine:
+        differing = sorted(key for key in mine if mine[key] != stored.get(key))
+        raise ConfigError(
+            f"{out} was begun with another configuration: {', '.join(differing)} differ",
+            remedy="go on with the same one, or choose another --out",
+        )
+
+
+class Claim:
+    """Holds a lock for as long as the block runs; True where it is ours."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.descriptor = path, -1
+
+    def __enter__(self) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.descriptor = lock_file(self.path, "another process works here", "wait for it")
+        except RunError:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def _train(
+    cell: Cell, store: TokenStore, labels: Mapping[str, Path], out: Path, config: ObjectivesConfig, observed: Observed
+) -> bool:
+    """Run one training unless it is done; False where another process has it or what it starts from."""
+    run, base = cell.folder(out), cell.base(out)
+    if is_done(run):
+        return True
+    if base is not None and not is_done(base):
+        return False
+    with Claim(run.with_name(f".{run.name}.lock")) as mine:
+        if not mine or is_done(run):
+            return mine
+        resume = (run / "metadata.json").exists()
+        with observed(f"{cell.task} {cell.name} seed {cell.seed}".strip()) as observer:
+            if not cell.task:
+                options = pretrain_config(config, cell.objective, cell.seed, store)
+                pretrain(store.path, run, options, resume=resume, observer=observer)
+            else:
+                tuned = finetune_config(config, cell.method, cell.seed)
+                finetune(store.path, labels[cell.task], run, tuned, from_run=base, resume=resume, observer=observer)
+    return True
+
+
+def pretrain_config(config: ObjectivesConfig, objective: str, seed: int, store: TokenStore) -> PretrainConfig:
+    """Options of one pretraining: as many epochs as come nearest to the tokens asked for, and no early stop."""
+    options = config.pretrain.model_dump(exclude_unset=True)
+    options |= {"objective": objective, "loop": {**options.get("loop", {}), "seed": seed}}
+    found = PretrainConfig.model_validate(options)
+    chosen = OBJECTIVES[objective]
+    built = model_config(found.model, len(store.vocabulary), causal=chosen.causal(found))
+    source = batch_source(store, "train", chosen.examples(store.split("train"), []), found.loop, built)
+    epochs = max(1, round(config.tokens / int(source.lengths.sum())))
+    options["loop"] |= {"epochs": epochs, "patience": epochs}
+    return PretrainConfig.model_validate(options)
+
+
+def finetune_config(config: ObjectivesConfig, method: str, seed: int) -> FinetuneConfig:
+    """Options of one fine-tuning; from scratch the architecture is that of the pretrainings."""
+    options = config.finetune.model_dump(exclude_unset=True)
+    options |= {"method": method, "loop": {**options.get("loop", {}), "seed": seed}}
+    if method != "lora":
+        options.pop("lora", None)
+    if method == SCRATCH:
+        options["model"] = config.pretrain.model.model_dump(exclude_unset=True) | options.get("model", {})
+    return FinetuneConfig.model_validate(options)
+
+
+def _judge(
+    store: TokenStore,
+    labels: Mapping[str, Path],
+    out: Path,
+    config: ObjectivesConfig,
+    oracle: Path | None,
+    say: Callable[[str], None],
+    bars: Callable[[], AbstractContextManager[Callable[[str, int, int], None]]],
+) -> dict[str, Any]:
+    metrics: dict[str, dict[str, Any]] = {}
+    differences: list[dict[str, Any]] = []
+    models: dict[str, dict[str, Any]] = {}
+    notes: dict[str, None] = {}
+    for task, path in labels.items():
+        arms = list(dict.fromkeys(cell.arm(out) for cell in cells(config, list(labels)) if cell.task == task))
+        names = [arm.name.replace("-", " ") for arm in arms]
+        say(f"judging {len(arms)} models on {task}")
+        with bars() as update:
+            judged = compare(
+                arms, store.path, path,
+                names=names, baselines=BASELINES, oracle=oracle, reference=SCRATCH, say=say, progress=update,
+            )  # fmt: skip
+        if judged.examples["held_out"].categories:
+            raise RunError(f"{path} is of a multi-label task", expected="binary labels")
+        for name, entries in judged.metrics.items():
+            own = {f"{task}/{key.rpartition('/')[2]}": entry for key, entry in entries.items()}
+            metrics.setdefault(name, {}).update(own)
+        differences += _differences(judged, task, config)
+        models |= {row["model"]: row for row in judged.report["models"]}
+        notes |= dict.fromkeys(judged.notes)
+    sentences = in_words(differences, config, list(labels))
+    run = out / "comparison"
+    with ExperimentTracker("comparison", out, exist_ok=True) as tracker:
+        tracker.log_hyperparameters(config.model_dump(mode="json"))
+        tracker.log_metadata({"kind": "benchmark", "store": str(store.path), "store_fingerprint": store.fingerprint})
+        write_config(run / "config.toml", config)
+        tracker.save_summary(metrics, best={}, notes=sentences)
+        summary = read_json(run / "summary.json") | {"differences": differences}
+        write_json(run / "summary.json", summary)
+        write_report_data(
+            run,
+            {
+                "title": "What each objective of pretraining adds",
+                "plain_words": sentences,
+                "models": list(models.values()),
+                "differences": differences,
+                "caveats": [
+                    f"Every pretraining read about {config.tokens:,} tokens of the same train subjects; seeds 0 to "
+                    f"{config.seeds - 1} vary pretraining, fine-tuning and initialisation, not the labelled subjects.",
+                    *notes,
+                ],
+            },
+        )
+        tracker.set_status("completed")
+    write_text(run / "objectives.md", table(metrics, differences, list(labels)))
+    with atomic_path(run / "objectives.csv") as temporary:
+        rows = [{"model": name, "metric": key, **entry} for name, own in metrics.items() for key, entry in own.items()]
+        pl.DataFrame(rows, infer_schema_length=None).write_csv(temporary)
+    write_report(run)
+    return summary
+
+
+def _differences(judged: Comparison, task: str, config: ObjectivesConfig) -> list[dict[str, Any]]:
+    """Each pretrained model minus scratch, minus masked language modelling by the same method, minus the baselines."""
+    arms = {arm.name: arm for arm in judged.arms}
+    pairs: list[tuple[str, str]] = []
+    for name in arms:
+        objective, _, method = name.partition(" ")
+        if method:
+            pairs.append((name, SCRATCH))
+            pairs += [(name, baseline) for baseline in BASELINES]
+            if objective != "mlm" and f"mlm {method}" in arms:
+                pairs.append((name, f"mlm {method}"))
+    pairs += [(SCRATCH, baseline) for baseline in BASELINES]
+    held = judged.examples["held_out"]
+    return [difference(arms[a], arms[b], METRIC, held, task, 1000, 0) for a, b in pairs]
+
+
+def in_words(differences: Sequence[Mapping[str, Any]], config: ObjectivesConfig, tasks: Sequence[str]) -> list[str]:
+    """One sentence per objective on what it adds to training from scratch and to masked language modelling."""
+    sentences = []
+    for objective in config.objectives:
+        parts = []
+        for other, called in ((SCRATCH, "training from scratch"), ("mlm", "masked language modelling")):
+            if other == objective or (other == "mlm" and "mlm" not in config.objectives):
+                continue
+            found = [
+                row
+                for row in differences
+                if row["a"].partition(" ")[0] == objective and row["b"].partition(" ")[0] == other
+            ]
+            better = [row for row in found if row["low"] > 0]
+            worse = [row for row in found if row["high"] < 0]
+            mean = float(np.mean([row["value"] for row in found]))
+            parts.append(
+                f"against {called} the AUROC is {abs(mean):.3f} {'higher' if mean >= 0 else 'lower'} on average over "
+                f"{len(found)} comparisons ({len(tasks)} tasks, {', '.join(config.methods)}), with an interval above "
+                f"zero in {len(better)} and below in {len(worse)}"
+            )
+        sentences.append(f"{OBJECTIVE_NAMES[objective]}: {'; '.join(parts)}.")
+    return sentences
+
+
+OBJECTIVE_NAMES = {
+    "mlm": "Masked language modelling",
+    "nvp": "Next-visit prediction",
+    "joint": "Both jointly",
+    "contrastive": "Contrastive segments",
+    "tte": "Time to event",
+}
+
+
+def table(
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    differences: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str],
+) -> str:
+    """Markdown: a row per model, AUROC with its interval per task, and the difference from scratch."""
+
+    def written(entry: Mapping[str, Any], sign: str = "") -> str:
+        return f"{entry['value']:{sign}.3f} ({entry['low']:{sign}.3f} to {entry['high']:{sign}.3f})"
+
+    head = ["model", *(f"{task}, AUROC | minus scratch" for task in tasks)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * (1 + 2 * len(tasks))]
+    against = {(row["a"], row["metric"]): row for row in differences if row["b"] == SCRATCH}
+    for model, entries in metrics.items():
+        cells_of_row = [model]
+        for task in tasks:
+            entry, pair = entries.get(f"{task}/{METRIC}"), against.get((model, f"{task}/{METRIC}"))
+            cells_of_row += [written(entry) if entry else "", written(pair, "+") if pair else ""]
+        lines.append(f"| {' | '.join(cells_of_row)} |")
+    return "\n".join(lines) + "\n"
