@@ -22,6 +22,7 @@ from ehrsequencing.io import atomic_path, lock_file, read_json, write_json, writ
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.report import write_report
 from ehrsequencing.tracking.report_data import write_report_data
+from ehrsequencing.tracking.summary import split_key
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.objectives import OBJECTIVES
 from ehrsequencing.training.pretrain import pretrain
@@ -242,8 +243,11 @@ def _judge(
         if judged.examples["held_out"].categories:
             raise RunError(f"{path} is of a multi-label task", expected="binary labels")
         for name, entries in judged.metrics.items():
-            own = {f"{task}/{key.rpartition('/')[2]}": entry for key, entry in entries.items()}
-            metrics.setdefault(name, {}).update(own)
+            # By the name of the label file; subgroups stay with the task's own evaluation.
+            whole = {
+                key.rpartition("/")[2]: entry for key, entry in entries.items() if split_key(key)[0] == judged.task
+            }
+            metrics.setdefault(name, {}).update({f"{task}/{metric}": entry for metric, entry in whole.items()})
         differences += _differences(judged, task, config)
         models |= {row["model"]: row for row in judged.report["models"]}
         notes |= dict.fromkeys(judged.notes)
