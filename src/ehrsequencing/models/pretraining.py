@@ -141,7 +141,7 @@ class BEHRTForTimeToEvent(BEHRTHead):
 
     @torch.no_grad()
     def begin(self, asked: Tensor, boundaries: Tensor, log_rate: Tensor) -> None:
-        """Set what is asked and start at the rates of train.
+        """Set what is asked and start at the rates of train, with little of the model's own on top.
 
         Args:
             asked: Long [codes].
@@ -149,6 +149,7 @@ class BEHRTForTimeToEvent(BEHRTHead):
             log_rate: Float [pieces, codes], logarithm of events per day.
         """
         self.asked.copy_(asked)
+        self.tasks.weight.mul_(0.1)
         self.boundaries.copy_(boundaries)
         self.bias.copy_(log_rate)
 

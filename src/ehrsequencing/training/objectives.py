@@ -15,13 +15,21 @@ from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import SplitStore
 from ehrsequencing.data.vocabulary import Vocabulary
 from ehrsequencing.errors import ConfigError, DataError
-from ehrsequencing.models.behrt import BEHRTConfig, BEHRTForMLM, BEHRTForNextVisitPrediction, BEHRTHead
+from ehrsequencing.models.behrt import (
+    BEHRTConfig,
+    BEHRTForMLM,
+    BEHRTForNextVisitPrediction,
+    BEHRTHead,
+    VocabularyHead,
+)
 from ehrsequencing.models.pretraining import BEHRTForContrastive, BEHRTForJointPretraining, BEHRTForTimeToEvent
 from ehrsequencing.training.contrastive import ContrastivePlan
 from ehrsequencing.training.next_visit import JointPlan, NextVisitPlan
 from ehrsequencing.training.plans import MLMPlan, PretrainPlan
 from ehrsequencing.training.time_to_event import TimeToEventPlan, timed_codes
 
+START_GAIN = 0.1
+"""Of the layer norm before the decoder of next visits: random scores would be noise on what the bias knows."""
 MakePlan = Callable[[BEHRTHead, BatchSource, BatchSource, Vocabulary, PretrainConfig], PretrainPlan]
 
 
@@ -131,10 +139,12 @@ def _nvp(
     model: BEHRTHead, train: BatchSource, tuning: BatchSource, vocabulary: Vocabulary, config: PretrainConfig
 ) -> NextVisitPlan:
     plan = NextVisitPlan(model.config, train, tuning, vocabulary, config.nvp, seed=config.loop.seed)
-    name = "next_head" if isinstance(model, BEHRTForJointPretraining) else "head"
-    if f"{name}.bias" not in model.pretrained_parameters:
+    head = model.next_head if isinstance(model, BEHRTForJointPretraining) else model.head
+    if isinstance(head, VocabularyHead) and not any("head." in name for name in model.pretrained_parameters):
+        # A fresh head begins at each code's share in train, with little of its own on top.
         with torch.no_grad():
-            model.get_parameter(f"{name}.bias").copy_(plan.start_bias())
+            head.bias.copy_(plan.start_bias())
+            head.norm.weight.fill_(START_GAIN)
     return plan
 
 

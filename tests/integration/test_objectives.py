@@ -1,0 +1,207 @@
+"""Every objective of pretraining through the library: it learns, starts from other runs, resumes, and refuses."""
+
+import json
+import subprocess
+from datetime import datetime
+
+import polars as pl
+import pytest
+import torch
+
+from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config
+from ehrsequencing.data.prepare import prepare
+from ehrsequencing.errors import CheckpointError, ConfigError, DataError, VocabularyMismatchError
+from ehrsequencing.io import read_json
+from ehrsequencing.models.behrt import BEHRT
+from ehrsequencing.training.finetune import finetune
+from ehrsequencing.training.pretrain import pretrain
+from tests.integration.conftest import ADAPT, TINY
+from tests.integration.test_resume import command, run_until_done, same_run
+
+WAYS = {
+    "nvp": {"objective": "nvp"},
+    "nvp-prefix": {"objective": "nvp", "nvp.mode": "prefix", "loop.epochs": 6, "loop.token_budget": 1024},
+    "joint": {"objective": "joint", "model.separators": True, "model.activation": "swiglu"},
+    "joint-alternate": {"objective": "joint", "joint.mode": "alternate", "joint.lambda_nvp": 2.0},
+    "joint-prefix": {"objective": "joint", "nvp.mode": "prefix", "loop.epochs": 6, "loop.token_budget": 1024},
+    "contrastive": {"objective": "contrastive", "contrastive.hide_ages": False, "model.position": "none"},
+    "tte": {"objective": "tte", "tte.codes": 40, "model.age": "continuous", "model.calendar": True},
+    "mlm-visit": {"mlm.strategy": "visit", "model.gaps": True, "model.attention": "visit_causal"},
+    "mlm-kind": {"mlm.strategy": "kind", "mlm.rate": 0.3, "model.norm": "post", "model.age": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """Runs by way, each made on first use."""
+    root, made = tmp_path_factory.mktemp("objectives"), {}
+
+    def run(way):
+        if way not in made:
+            config = load_config(PretrainConfig, overrides={**TINY, **WAYS[way]})
+            pretrain(world.store, root / way, config)
+            made[way] = root / way
+        return made[way]
+
+    return run
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_learns_more_than_its_simplest_floor(trained, way):
+    run = trained(way)
+    metrics = read_json(run / "summary.json")["metrics"]
+    own = metrics["behrt-small"]
+    keys = [key for key in own if key.rpartition("/")[2] in ("ce", "nll", "mlm_loss")]
+    assert keys
+    floors = {name: entries for name, entries in metrics.items() if name.startswith("floor")}
+    for key in keys:
+        simplest = max(entries[key]["value"] for entries in floors.values() if key in entries)
+        assert own[key]["low"] <= own[key]["value"] <= own[key]["high"]
+        assert own[key]["value"] < simplest
+    history = read_json(run / "logs" / "metrics_history.json")
+    assert len(history["train_loss"]) == len(history["val_loss"]) == WAYS[way].get("loop.epochs", 2)
+    assert (run / "report.html").exists() or read_json(run / "report_data.json")["title"]
+
+
+def test_both_losses_of_a_joint_training_are_logged_apart(trained):
+    for way in ("joint", "joint-alternate"):
+        history = read_json(trained(way) / "logs" / "metrics_history.json")
+        weight = 2.0 if way == "joint-alternate" else 1.0
+        for name in ("train_mlm_loss", "train_nvp_loss", "val_mlm_loss", "val_nvp_loss"):
+            assert len(history[name]) == 2
+        both = history["val_mlm_loss"][0]["value"] + weight * history["val_nvp_loss"][0]["value"]
+        assert history["val_loss"][0]["value"] == pytest.approx(both)
+
+
+def test_what_was_left_open_is_decided_in_the_configuration(trained):
+    causal = read_config(PretrainConfig, trained("nvp") / "config.toml")
+    assert (causal.nvp.mode, causal.model.attention, causal.model.times, causal.model.gaps) == (
+        "causal", "visit_causal", False, True,
+    )  # fmt: skip
+    prefix = read_config(PretrainConfig, trained("nvp-prefix") / "config.toml")
+    assert (prefix.nvp.mode, prefix.model.attention, prefix.model.times) == ("prefix", "bidirectional", True)
+
+
+@pytest.mark.parametrize(
+    ("way", "method"),
+    [("nvp", "lora"), ("joint", "full"), ("contrastive", "probe"), ("tte", "lora"), ("mlm-visit", "probe")],
+)
+def test_every_objective_is_a_base_to_fine_tune(world, trained, tmp_path, way, method):
+    config = load_config(FinetuneConfig, overrides={**ADAPT, "method": method, "loop.epochs": 1})
+    finetune(world.store, world.labels, tmp_path / "run", config, from_run=trained(way))
+    base, tuned = (read_json(run / "model" / "config.json")["config"] for run in (trained(way), tmp_path / "run"))
+    for name in ("attention", "separators", "activation", "age", "gap_embedding", "calendar_embedding"):
+        assert base[name] == tuned[name]
+
+
+def test_objectives_follow_one_another(world, trained, tmp_path):
+    """Next-visit prediction from a bidirectional run looks at prefixes, from a visit-causal one at every visit."""
+    for base, mode in ((world.pretrained, "prefix"), (trained("mlm-visit"), "causal")):
+        config = load_config(PretrainConfig, overrides={**ADAPT, "objective": "nvp", "loop.epochs": 1})
+        pretrain(world.store, tmp_path / mode, config, from_run=base)
+        assert read_config(PretrainConfig, tmp_path / mode / "config.toml").nvp.mode == mode
+        first, then = (BEHRT.from_pretrained(run / "model") for run in (base, tmp_path / mode))
+        assert first.config == then.config
+        before, after = first.state_dict(), then.state_dict()
+        moved = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
+        assert len(moved) > len(after) / 2, "the encoder was not trained any further"
+
+
+def test_a_base_that_does_not_fit_is_refused(world, trained, tmp_path):
+    def attempt(base, **overrides):
+        config = load_config(PretrainConfig, overrides={**ADAPT, **overrides})
+        pretrain(world.store, tmp_path / "run", config, from_run=base)
+
+    with pytest.raises(ConfigError, match="nvp.mode=causal needs .* visit-causal attention; got .*bidirectional"):
+        attempt(world.pretrained, objective="nvp", **{"nvp.mode": "causal"})
+    with pytest.raises(ConfigError, match="objective tte predicts from every visit; got .*bidirectional"):
+        attempt(world.pretrained, objective="tte")
+    with pytest.raises(ConfigError, match="model.gaps would have no effect"):
+        attempt(trained("nvp"), objective="nvp", **{"model.gaps": False})
+    with pytest.raises(CheckpointError, match=r"asked in .*tte/model; got \(40,\); expected \(30,\)"):
+        attempt(trained("tte"), objective="tte", **{"tte.codes": 30})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_of_another_vocabulary_is_refused(trained, tmp_path):
+    store = tmp_path / "store"
+    prepare(two_visits(tmp_path / "meds"), store)
+    config = load_config(PretrainConfig, overrides={**ADAPT, "objective": "nvp"})
+    with pytest.raises(VocabularyMismatchError):
+        pretrain(store, tmp_path / "run", config, from_run=trained("nvp"))
+
+
+def test_options_without_effect_are_refused():
+    for overrides, message in (
+        ({"objective": "nvp", "mlm.rate": 0.2}, "objective nvp does not read this table"),
+        ({"tte.codes": 9}, "objective mlm does not read this table"),
+        ({"objective": "joint", "contrastive.temperature": 0.2}, "objective joint does not read"),
+        ({"model.attention": "visit_causal", "model.times": True}, "must not know"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(PretrainConfig, overrides=overrides)
+
+
+def two_visits(folder, subjects: int = 40, second: str = "ICD10CM//E11.9"):
+    """Subjects of whom every fourth has one visit only; the second visit holds `second`."""
+    rows = []
+    for subject in range(subjects):
+        rows.append((subject, datetime(1950, 1, 1), "MEDS_BIRTH"))
+        for day, codes in ((1, ("ICD10CM//I10", "RXNORM//860975")), (20, (second, "ICD10CM//I10"))):
+            if day == 1 or subject % 4:
+                rows += [(subject, datetime(2020, 1, day), code) for code in codes]
+    path = folder / "data" / "all.parquet"
+    path.parent.mkdir(parents=True)
+    frame = pl.DataFrame(rows, schema=["subject_id", "time", "code"], orient="row")
+    frame.with_columns(numeric_value=pl.lit(None, pl.Float32)).write_parquet(path)
+    return folder
+
+
+def test_subjects_with_one_visit_take_no_part_and_are_counted(tmp_path):
+    prepare(two_visits(tmp_path / "meds"), tmp_path / "store")
+    config = load_config(PretrainConfig, overrides={**TINY, "objective": "nvp"})
+    summary = pretrain(tmp_path / "store", tmp_path / "run", config)
+    assert any("subjects of train have fewer than two visits and take no part" in note for note in summary["notes"])
+    ce = summary["metrics"]["behrt-small"]["tuning:next_visit/ce"]
+    assert ce["subjects"] > 0
+
+
+def test_a_store_of_single_visits_has_nothing_to_predict(tmp_path):
+    frame = pl.read_parquet(two_visits(tmp_path / "meds") / "data" / "all.parquet")
+    frame.filter(pl.col("time") < datetime(2020, 1, 5)).write_parquet(tmp_path / "meds" / "data" / "all.parquet")
+    prepare(tmp_path / "meds", tmp_path / "store")
+    for objective in ("nvp", "joint", "contrastive", "tte"):
+        config = load_config(PretrainConfig, overrides={**TINY, "objective": objective})
+        with pytest.raises(DataError, match="no subject of train has two visits.*--objective mlm"):
+            pretrain(tmp_path / "store", tmp_path / objective, config)
+        assert not (tmp_path / objective).exists()
+
+
+def test_histories_longer_than_the_model_keep_their_last_transitions(world, tmp_path):
+    for objective in ("nvp", "tte", "contrastive"):
+        overrides = {**TINY, "objective": objective, "model.max_length": 12, "loop.epochs": 1}
+        summary = pretrain(world.store, tmp_path / objective, load_config(PretrainConfig, overrides=overrides))
+        assert summary["metrics"]["behrt-small"]
+
+
+def test_weighted_and_focal_losses_rank_what_comes_next(world, tmp_path):
+    overrides = {**TINY, "objective": "nvp", "nvp.loss": "focal", "nvp.balance": 0.3}
+    metrics = pretrain(world.store, tmp_path / "run", load_config(PretrainConfig, overrides=overrides))["metrics"]
+    recall = "tuning:next_visit/recall_at_10"
+    assert metrics["behrt-small"][recall]["value"] > metrics["floor: prevalence"][recall]["value"] * 0.9
+    history = read_json(tmp_path / "run" / "logs" / "metrics_history.json")
+    assert history["val_loss"][0]["value"] != history["val_cross_entropy"][0]["value"]
+
+
+@pytest.mark.parametrize("objective", ["joint", pytest.param("tte", marks=pytest.mark.slow)])
+def test_killed_and_resumed_is_bit_identical(world, tmp_path, objective):
+    flags = [
+        "--objective", objective, "--epochs", "2", "--device", "cpu", "--set", "loop.token_budget=1024",
+        "--set", "loop.threads=1", "--set", "loop.checkpoint_seconds=0", "--set", "model.max_length=48",
+    ]  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command("pretrain", world.store, "--out", whole, *flags), check=True, capture_output=True)
+    struck = run_until_done(command("pretrain", world.store, "--out", killed, *flags), [0.1, 0.4])
+    assert struck >= 1, "no kill struck a running process, so nothing was tested"
+    same_run(whole, killed)
+    assert json.loads((killed / "metadata.json").read_text())["status"] in ("completed", "early_stopped")
