@@ -196,10 +196,11 @@ class BEHRTForNextVisitPrediction(BEHRTHead):
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
+        self.readout = VisitReadout(config)
         self.pooling = Pooling(config.hidden_dim, config.pooling)
         self.head = VocabularyHead(config)
-        initialise(self.pooling)
-        initialise(self.head)
+        for part in (self.readout, self.pooling, self.head):
+            initialise(part)
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -236,24 +237,33 @@ class BEHRTForNextVisitPrediction(BEHRTHead):
         if visits is None:
             pooled = self.pooling(hidden, mask, visit_ids)
         else:
-            pooled = visit_representations(self.config, hidden, codes, visit_ids, mask, visits)
+            pooled = self.readout(hidden, codes, visit_ids, mask, visits)
         logits = self.head(pooled, self.behrt.embeddings.code)
         return ModelOutput(logits, None if labels is None else binary_loss(logits, labels))
 
 
-def visit_representations(
-    config: BEHRTConfig, hidden: Tensor, codes: Tensor, visit_ids: Tensor, mask: Tensor, visits: Tensor
-) -> Tensor:
-    """Mean of the hidden states of each visit's own tokens, Float [visits, hidden_dim]; CLS belongs to none.
+class VisitReadout(nn.Module):
+    """One vector per visit: a linear map of the mean over its own tokens and of the mean over all until then.
 
-    Raises:
-        ConfigError: the attention is bidirectional, so that a visit has read those after it.
+    The second mean makes what has come before, and may come again, easy to say; attention is left with the rest.
     """
-    if config.attention != "visit_causal":
-        raise ConfigError(
-            "attention of a model that predicts from its visits", got=config.attention, expected="visit_causal"
-        )
-    return visit_means(hidden, visit_ids, mask & (codes != config.cls_id), visits)
+
+    def __init__(self, config: BEHRTConfig) -> None:
+        super().__init__()
+        self.attention, self.cls_id = config.attention, config.cls_id
+        self.merge = nn.Linear(2 * config.hidden_dim, config.hidden_dim)
+
+    def forward(self, hidden: Tensor, codes: Tensor, visit_ids: Tensor, mask: Tensor, visits: Tensor) -> Tensor:
+        """Read visits, Long [visits, 2], row of the batch and visit id -> Float [visits, hidden_dim].
+
+        Raises:
+            ConfigError: the attention is bidirectional, so that a visit has read those after it.
+        """
+        if self.attention != "visit_causal":
+            raise ConfigError(
+                "attention of a model that predicts from its visits", got=self.attention, expected="visit_causal"
+            )
+        return self.merge(torch.cat(visit_means(hidden, visit_ids, mask & (codes != self.cls_id), visits), dim=1))
 
 
 class BEHRTForSequenceClassification(BEHRTHead):

@@ -101,26 +101,29 @@ def visit_causal(visit_ids: Tensor, apart: Tensor) -> Tensor:
     return (earlier & ~apart[:, None, :]) | apart[:, :, None]
 
 
-def visit_means(hidden: Tensor, visit_ids: Tensor, chosen: Tensor, visits: Tensor) -> Tensor:
-    """Mean of each visit's tokens.
+def visit_means(hidden: Tensor, visit_ids: Tensor, chosen: Tensor, visits: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of each visit's tokens, and of all tokens up to it.
 
     Args:
         hidden: Float [batch, length, hidden_dim].
-        visit_ids: Long [batch, length].
+        visit_ids: Long [batch, length]; 0 is before all visits.
         chosen: Bool [batch, length], the tokens that count.
-        visits: Long [visits, 2], row of the batch and visit id; distinct.
+        visits: Long [visits, 2], row of the batch and visit id.
 
     Returns:
-        Float [visits, hidden_dim]; 0 for a visit without a token.
+        Float [visits, hidden_dim] each; 0 where no token counts.
     """
     slots = int(visit_ids.max()) + 1
-    place = torch.full((len(hidden) * slots,), len(visits), dtype=torch.int64, device=hidden.device)
-    place[visits[:, 0] * slots + visits[:, 1]] = torch.arange(len(visits), device=hidden.device)
     row = torch.arange(len(hidden), device=hidden.device)[:, None]
-    # Tokens of visits that nobody asked for are summed in a last row, which is cut off.
-    target = torch.where(chosen, place[row * slots + visit_ids], len(visits)).flatten()
-    total = hidden.new_zeros(len(visits) + 1, hidden.shape[-1]).index_add(0, target, hidden.flatten(0, 1))
-    return total[:-1] / torch.bincount(target, minlength=len(visits) + 1)[:-1, None].clamp(min=1)
+    place = (row * slots + visit_ids).flatten()
+    weight = chosen.flatten().to(hidden.dtype)
+    total = hidden.new_zeros(len(hidden) * slots, hidden.shape[-1])
+    total = total.index_add(0, place, hidden.flatten(0, 1) * weight[:, None])
+    count = hidden.new_zeros(len(hidden) * slots).index_add(0, place, weight)
+    total, count = total.view(len(hidden), slots, -1), count.view(len(hidden), slots, 1)
+    index = visits[:, 0], visits[:, 1]
+    until, seen = total.cumsum(dim=1), count.cumsum(dim=1)
+    return total[index] / count[index].clamp(min=1), until[index] / seen[index].clamp(min=1)
 
 
 class Pooling(nn.Module):

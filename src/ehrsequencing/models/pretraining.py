@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
-from ehrsequencing.models.behrt import BEHRTHead, ModelOutput, VocabularyHead, initialise, visit_representations
+from ehrsequencing.models.behrt import BEHRTHead, ModelOutput, VisitReadout, VocabularyHead, initialise
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.encoder import Pooling
 from ehrsequencing.models.inputs import LabelRange, OptionalInputs
@@ -28,9 +28,10 @@ class BEHRTForJointPretraining(BEHRTHead):
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
         self.head = VocabularyHead(config)
+        self.readout = VisitReadout(config)
         self.pooling = Pooling(config.hidden_dim, config.pooling)
         self.next_head = VocabularyHead(config)
-        for part in (self.head, self.pooling, self.next_head):
+        for part in (self.head, self.readout, self.pooling, self.next_head):
             initialise(part)
 
     def forward(
@@ -59,7 +60,7 @@ class BEHRTForJointPretraining(BEHRTHead):
         hidden = self.behrt(codes, ages, visit_ids, mask, label_range=checked, **optional)
         embedding, following = self.behrt.embeddings.code, None
         if visits is not None:
-            pooled = visit_representations(self.config, hidden, codes, visit_ids, mask, visits)
+            pooled = self.readout(hidden, codes, visit_ids, mask, visits)
             following = self.next_head(pooled, embedding)
         elif next_visit:
             following = self.next_head(self.pooling(hidden, mask, visit_ids), embedding)
@@ -130,11 +131,12 @@ class BEHRTForTimeToEvent(BEHRTHead):
         self.sizes = {"codes": codes, "pieces": pieces, "rank": rank}
         self.register_buffer("asked", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("boundaries", torch.arange(pieces, dtype=torch.float32))
+        self.readout = VisitReadout(config)
         self.pieces = nn.Linear(config.hidden_dim, pieces * rank)
         self.tasks = nn.Linear(rank, codes, bias=False)
         self.bias = nn.Parameter(torch.zeros(pieces, codes))
-        initialise(self.pieces)
-        initialise(self.tasks)
+        for part in (self.readout, self.pieces, self.tasks):
+            initialise(part)
 
     def head_options(self) -> dict[str, Any]:
         return dict(self.sizes)
@@ -175,6 +177,6 @@ class BEHRTForTimeToEvent(BEHRTHead):
             ConfigError: the attention is bidirectional.
         """
         hidden = self.behrt(codes, ages, visit_ids, mask, **optional)
-        seen = visit_representations(self.config, hidden, codes, visit_ids, mask, visits)
+        seen = self.readout(hidden, codes, visit_ids, mask, visits)
         by_piece = self.pieces(seen).unflatten(1, (self.sizes["pieces"], self.sizes["rank"]))
         return ModelOutput((self.tasks(by_piece) + self.bias).transpose(1, 2), None)

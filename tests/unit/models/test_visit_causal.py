@@ -104,11 +104,14 @@ def test_days_before_the_end_are_no_input_of_visit_causal_attention():
 
 def test_visit_means_are_means():
     hidden, ids = torch.rand(2, 6, 4), torch.tensor([[0, 1, 1, 2, 2, 2], [0, 0, 1, 1, 1, 3]])
-    chosen = torch.tensor([[True] * 5 + [False], [True] * 6])
-    found = visit_means(hidden, ids, chosen, torch.tensor([[0, 2], [1, 1], [1, 2]]))
-    torch.testing.assert_close(found[0], hidden[0, 3:5].mean(0))
-    torch.testing.assert_close(found[1], hidden[1, 2:5].mean(0))
-    assert found[2].tolist() == [0, 0, 0, 0]
+    chosen = torch.tensor([[True] * 5 + [False], [False] + [True] * 5])
+    own, until = visit_means(hidden, ids, chosen, torch.tensor([[0, 2], [1, 1], [1, 2]]))
+    torch.testing.assert_close(own[0], hidden[0, 3:5].mean(0))
+    torch.testing.assert_close(own[1], hidden[1, 2:5].mean(0))
+    assert own[2].tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(until[0], hidden[0, :5].mean(0))
+    torch.testing.assert_close(until[1], hidden[1, 1:5].mean(0))
+    torch.testing.assert_close(until[2], until[1])
 
 
 def test_time_to_event_heads_start_at_the_rates_they_are_given():
