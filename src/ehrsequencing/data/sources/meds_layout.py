@@ -101,7 +101,7 @@ def find_layout(src: Path) -> tuple[Path, list[Shard]]:
         DataError: no such file, no parquet file, no row, or a file is damaged.
     """
     if src.is_file():
-        root, files, data = src.parent, [src] if src.suffix == ".parquet" else [], src.parent
+        root, files, data = src.parent, [src] if src.suffix.lower() == ".parquet" else [], src.parent
     else:
         root, data = src, src / "data"
         found = data.rglob("*.parquet") if data.is_dir() else src.glob("*.parquet")

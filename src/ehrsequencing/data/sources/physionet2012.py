@@ -17,14 +17,14 @@ from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.physionet2012_records import (
     EPOCH,
     MAY_BE_ZERO,
-    RecordSet,
     aside,
     events,
     find_sets,
+    read,
     subjects,
 )
 from ehrsequencing.data.sources.spool import summary
-from ehrsequencing.data.sources.tables import Table, keyed
+from ehrsequencing.data.sources.tables import Held, Table, keyed
 from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import ConfigError, DataError
 
@@ -65,7 +65,7 @@ def load(src: Path, target: Target, *, horizon_days: int = HORIZON_DAYS) -> None
         raise ConfigError("horizon_days is out of range", got=horizon_days, expected=f"1 to {MAX_HORIZON_DAYS}")
     with TemporaryDirectory() as unpacked, target.writer() as writer:
         found = find_sets(src, Path(unpacked))
-        sets = [RecordSet.of(table) for table in found.values()]
+        sets = [Held(table.name, table.files, pieces=tuple(read(table))) for table in found.values()]
         stays = subjects([piece for table in sets for piece in table.pieces])
         outcomes, missing = _outcomes(src, list(found))
         with target.spool(writer, stays, sets, "the sets") as spool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import re
+import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
 
 SHOWN = 60
 _EXPECTED = {"id": ("whole numbers", "such as 17 or 17.0"), "text": ("text", "one value per row")}
+
+
+ARCHIVE_PROBLEMS = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
+)  # fmt: skip
+"""What the standard library raises about archives; RuntimeError of encrypted ones and of unknown compression."""
 
 
 class Place(NamedTuple):
@@ -101,6 +110,6 @@ class named_problems:  # noqa: N801
             raise DataError(
                 f"{self.file} is {'damaged or cut short' if damaged else 'malformed'}",
                 got=str(problem).splitlines()[0][:300],
-                expected="a parquet file" if self.file.suffix == ".parquet" else f"a {self.encoding} CSV file",
+                expected="a parquet file" if self.file.suffix.lower() == ".parquet" else f"a {self.encoding} CSV file",
                 remedy=remedy,
             ) from None

@@ -31,7 +31,7 @@ from ehrsequencing.errors import DataError
 MAX_AGE_YEARS = 125
 EVENTS_PER_SHARD = 2_000_000
 MAX_SHARDS = 128  # files open at once; some systems allow 256
-BYTES_PER_ROW = {".gz": 20, ".csv": 100, ".parquet": 15, ".txt": 17}
+BYTES_PER_ROW = {".gz": 20, ".csv": 100, ".parquet": 15, ".txt": 17}  # others are compressed
 BOOK_ROWS = 200_000
 BOOK_SCHEMA = {"code": pl.String(), "kind": pl.String(), "description": pl.String(), "numeric": pl.Boolean()}
 WRITTEN = ("visits", "events_after_death", "subjects_without_birth", "events_repeated", "events_merged")
@@ -121,7 +121,7 @@ class EventSpool:
         """
         self.folder, self.strict, self.registry = folder, strict, registry
         sizes = {file: file.stat().st_size for table in tables for file in table.files}
-        rows = sum(size / BYTES_PER_ROW[file.suffix] for file, size in sizes.items())
+        rows = sum(size / BYTES_PER_ROW.get(file.suffix.lower(), 20) for file, size in sizes.items())
         self.shards = shards_of(subjects, min(MAX_SHARDS, int(rows // EVENTS_PER_SHARD) + 1))
         plausible = pl.when(pl.col("birth").is_between(EARLIEST, LATEST)).then("birth")
         births = subjects.select("subject_id", birth=plausible)

@@ -134,7 +134,7 @@ class Table:
                     remedy=self.layout.stated_in and f"mend the names, or delimiter, in {self.layout.stated_in}",
                 )
             columns = {column for cells in wanted.values() for column in cells.columns if column in found}
-            read = _parquet if file.suffix == ".parquet" else _csv
+            read = _parquet if file.suffix.lower() == ".parquet" else _csv
             first = 1
             for raw in read(file, [found[column] for column in found if column in columns], self.layout, advance):
                 renamed = raw.rename({found[column]: column for column in columns})
@@ -194,6 +194,20 @@ class Table:
             self.name, file, pl.DataFrame(columns), counts["number"], counts["time"], tuple(absent), counts["text"],
             first, tuple(sorted(impossible)),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Held(Table):
+    """A table with its pieces in memory, for sources whose subjects are known only when all rows are read."""
+
+    pieces: tuple[Piece, ...] = ()
+
+    def read(self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None) -> Iterator[Piece]:
+        """The pieces, as the source made them; see `Table.read`."""
+        yield from self.pieces
+        if advance is not None:
+            for file in self.files:
+                advance(file, file.stat().st_size)
 
 
 def _texts_of(values: pl.Series, bad: pl.Series | None) -> tuple[pl.Series, pl.Series | None]:
@@ -329,7 +343,7 @@ def column_names(file: Path, layout: Layout = Layout()) -> dict[str, str]:
     Raises:
         DataError: the file is empty or damaged, or repeats a name.
     """
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         with named_problems(file):
             names = pq.read_schema(file).names
     else:
@@ -342,7 +356,7 @@ def column_names(file: Path, layout: Layout = Layout()) -> dict[str, str]:
 
 def _header(file: Path, layout: Layout) -> tuple[list[str], str]:
     """Column names and the delimiter."""
-    opener: Callable[..., io.BufferedIOBase] = gzip.open if file.suffix == ".gz" else open  # type: ignore[assignment]
+    opener: Callable[..., io.BufferedIOBase] = gzip.open if file.suffix.lower() == ".gz" else open  # type: ignore[assignment]
     encoding = "utf-8-sig" if layout.encoding.lower() in ("utf-8", "utf8") else layout.encoding
     with named_problems(file, layout), opener(file, "rb") as stream:
         # In UTF-16 the line ends within its last character.
@@ -373,7 +387,7 @@ def _csv(file: Path, columns: list[str], layout: Layout, advance: Advance | None
     quoted = delimiter != "\t"
     rows = 0
     with named_problems(file, layout), file.open("rb", buffering=0) as raw:
-        counted = _Counted(pa.input_stream(raw, compression="gzip" if file.suffix == ".gz" else None))
+        counted = _Counted(pa.input_stream(raw, compression="gzip" if file.suffix.lower() == ".gz" else None))
         reader = pc.open_csv(
             counted,
             # On one thread, errors say which row; decompression and conversion already run beside our own work.
