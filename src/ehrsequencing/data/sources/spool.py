@@ -184,6 +184,7 @@ class EventSpool:
         *events: pl.DataFrame,
         no_time: str = "without a time",
         no_event: str = "no event by rule",
+        further: Mapping[str, pl.Expr] | None = None,
         contradictions: Mapping[str, pl.Expr] | None = None,
     ) -> None:
         """Take the events made from a piece of a table.
@@ -193,6 +194,7 @@ class EventSpool:
             events: From `event`.
             no_time: Reason given for dated events without a time.
             no_event: Reason given for rows of which no event is made.
+            further: Reasons of the source's own why an event is dropped, to conditions on the events.
             contradictions: Name to a condition on the piece's rows that are kept and counted although what they say
                 cannot be, such as an end before the start.
 
@@ -213,7 +215,7 @@ class EventSpool:
                 )
                 account["contradictions"][name] += len(rows)
         joined = self._with_subjects(events[0] if len(events) == 1 else pl.concat(events))
-        reasons = self._reasons(no_time, piece.impossible)
+        reasons = self._reasons(no_time, piece.impossible) | dict(further or {})
         bad = joined.select(pl.any_horizontal(*reasons.values()).alias("bad"))["bad"]
         dropped = joined.clear().with_columns(reason=pl.lit(""))
         if bad.any():

@@ -185,7 +185,7 @@ def _events(encounters: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> lis
     for column, (prefix, at_admission) in MAPPED.items():
         known = pl.col(column).is_in([key for key, text in mapping[column].items() if text not in MISSING_DESCRIPTIONS])
         add(_prefixed(prefix, column), admitted if at_admission else discharged, where=known)
-    for column, (prefix, _, at_admission, _) in CATEGORIES.items():
+    for column, (prefix, at_admission, _) in CATEGORIES.items():
         add(_prefixed(prefix, column), admitted if at_admission else discharged)
     for column in (*COUNTS_AT_ADMISSION, *COUNTS_AT_DISCHARGE):
         time = admitted if column in COUNTS_AT_ADMISSION else discharged
@@ -228,9 +228,8 @@ def _code_table(book: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.Da
         "UCI_AGE": "Age, midpoint of the decade",
         "UCI_WEIGHT": "Weight",
     }
-    kinds = {"UCI_AGE": "demographic", "UCI_WEIGHT": "vital"}
     for column, text in (COUNTS_AT_ADMISSION | COUNTS_AT_DISCHARGE).items():
-        described[f"UCI_{column.upper()}"], kinds[f"UCI_{column.upper()}"] = text, "encounter"
+        described[f"UCI_{column.upper()}"] = text
     for column, (prefix, _) in MAPPED.items():
         words = column.removesuffix("_id").replace("_", " ").capitalize()
         described |= {f"{prefix}//{key}": f"{words}: {text}" for key, text in mapping[column].items()}
@@ -241,11 +240,6 @@ def _code_table(book: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.Da
     words_of = {prefix: named[column] for column, (prefix, *_) in CATEGORIES.items()} | {
         prefix: column.capitalize() for column, prefix in STATIC.items()
     }
-    kind_of = {prefix: kind for prefix, kind, *_ in CATEGORIES.values()} | {
-        "UCI_DRUG": "drug",
-        "DIAGNOSIS_PRINCIPAL": "diagnosis",
-        **{prefix: "encounter" for prefix, _ in MAPPED.values()},
-    }
 
     def describe(code: str) -> str | None:
         prefix, _, rest = code.partition("//")
@@ -254,14 +248,11 @@ def _code_table(book: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.Da
             return f"{drug.capitalize()}, {DRUG_STATES[state]}"
         return described.get(code, f"{words_of[prefix]}: {rest}" if prefix in words_of else None)
 
-    def kind(code: str) -> str:
-        return kinds.get(code) or kind_of.get(code.partition("//")[0]) or kind_of_code(code)
-
     table = book.select("code", "numeric").sort("code")
     codes = table["code"].to_list()
     return table.with_columns(
         description=pl.Series([describe(code) for code in codes], dtype=pl.String),
-        kind=pl.Series([kind(code) for code in codes], dtype=pl.String),
+        kind=pl.Series([kind_of_code(code) for code in codes], dtype=pl.String),
     )
 
 

@@ -39,13 +39,13 @@ MAPPED = {  # column -> (prefix of the code, whether it is known at admission)
     "admission_source_id": ("UCI_ADMISSION_SOURCE", True),
     "discharge_disposition_id": ("UCI_DISCHARGE", False),
 }
-CATEGORIES = {  # column -> (prefix, kind, whether it is known at admission, values allowed: None for any)
-    "medical_specialty": ("UCI_SPECIALTY", "encounter", True, None),
-    "payer_code": ("UCI_PAYER", "encounter", False, None),
-    "max_glu_serum": ("UCI_MAX_GLU_SERUM", "lab", False, ("Norm", ">200", ">300")),
-    "A1Cresult": ("UCI_A1C", "lab", False, ("Norm", ">7", ">8")),
-    "change": ("UCI_CHANGE", "drug", False, ("Ch", "No")),
-    "diabetesMed": ("UCI_DIABETES_MED", "drug", False, ("Yes", "No")),
+CATEGORIES = {  # column -> (prefix, whether it is known at admission, values allowed: None for any)
+    "medical_specialty": ("UCI_SPECIALTY", True, None),
+    "payer_code": ("UCI_PAYER", False, None),
+    "max_glu_serum": ("UCI_MAX_GLU_SERUM", False, ("Norm", ">200", ">300")),
+    "A1Cresult": ("UCI_A1C", False, ("Norm", ">7", ">8")),
+    "change": ("UCI_CHANGE", False, ("Ch", "No")),
+    "diabetesMed": ("UCI_DIABETES_MED", False, ("Yes", "No")),
 }
 DRUGS = (
     "metformin", "repaglinide", "nateglinide", "chlorpropamide", "glimepiride", "acetohexamide", "glipizide",
@@ -218,7 +218,7 @@ def parse(table: pl.DataFrame) -> pl.DataFrame:
     _refuse(table, "readmitted", ~pl.col("readmitted").is_in(["NO", "<30", ">30"]), "NO, <30 or >30")
     for drug in DRUGS:
         _refuse(table, drug, ~pl.col(drug).is_in(["No", *DRUG_STATES]), f"No, {', '.join(DRUG_STATES)}")
-    for column, (_, _, _, allowed) in CATEGORIES.items():
+    for column, (_, _, allowed) in CATEGORIES.items():
         if allowed is not None:
             bad = pl.col(column).is_not_null() & ~pl.col(column).is_in([*allowed, *MISSING])
             _refuse(table, column, bad, f"{', '.join(allowed)} or missing")
