@@ -26,6 +26,7 @@ from ehrsequencing.io import (
     hash_bytes,
     hash_file,
     read_json,
+    request_hash,
     resumable_directory,
     versions,
     write_bytes,
@@ -189,6 +190,7 @@ class MedsWriter:
                 self.folder, {}, {path: frame.with_columns(split=pl.lit(path.parent.name)) for path, frame in splits}
             ).fingerprint,
             "versions": versions(),
+            **({} if self.request is None else {"request": request_hash(self.request)}),
             **(extra or {}),
         }
         description = {
@@ -239,6 +241,12 @@ class MedsDataset:
             raise DataError(f"{path} has no events", got=f"{len(files)} empty shards", expected="at least one subject")
         description = read_json(path / DATASET_FILE, DataError) if (path / DATASET_FILE).exists() else {}
         return cls(path, manifest_in(description, path / DATASET_FILE), shards)
+
+    def is_whole(self) -> bool:
+        """Whether the events and files that the manifest of a dataset of ours states are all there."""
+        files = [CODES_FILE, SPLITS_FILE, *(f"labels/{name}.parquet" for name in self.manifest.get("labels", []))]
+        rows = sum(pq.read_metadata(shard).num_rows for shard in self._shards)
+        return rows == self.manifest["counts"]["events"] and all((self.path / file).exists() for file in files)
 
     @property
     def fixed_code_book(self) -> bool:
