@@ -244,7 +244,11 @@ class MedsDataset:
 
     def is_whole(self) -> bool:
         """Whether the events and files that the manifest of a dataset of ours states are all there."""
-        files = [CODES_FILE, SPLITS_FILE, *(f"labels/{name}.parquet" for name in self.manifest.get("labels", []))]
+        files: list[Path | str] = [
+            CODES_FILE,
+            SPLITS_FILE,
+            *(f"labels/{name}.parquet" for name in self.manifest.get("labels", [])),
+        ]
         rows = sum(pq.read_metadata(shard).num_rows for shard in self._shards)
         return rows == self.manifest["counts"]["events"] and all((self.path / file).exists() for file in files)
 
