@@ -7,7 +7,7 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,7 +88,9 @@ class RecordSet(Table):
     def of(cls, table: Table) -> RecordSet:
         return cls(table.name, table.files, pieces=tuple(read(table)))
 
-    def read(self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None) -> Iterator[Piece]:
+    def read(
+        self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None
+    ) -> Generator[Piece, None, None]:
         """The pieces, as `read` of this module made them; see `Table.read`."""
         yield from self.pieces
 

@@ -14,7 +14,7 @@ from ehrsequencing.data.sources.cells import Cells
 from ehrsequencing.errors import DataError
 
 if TYPE_CHECKING:
-    from ehrsequencing.data.sources.tables import Layout
+    from ehrsequencing.data.sources.csv_files import Layout
 
 SHOWN = 60
 _EXPECTED = {"id": ("whole numbers", "such as 17 or 17.0"), "text": ("text", "one value per row")}
