@@ -52,6 +52,9 @@ class Layout:
         return not self.encoding.lower().replace("_", "-").startswith(("utf-16", "utf16", "utf-32", "utf32"))
 
 
+PLAIN = Layout()
+
+
 def header(file: Path, layout: Layout) -> tuple[list[str], str]:
     """Column names and the delimiter; lines end as LF, CRLF or CR.
 

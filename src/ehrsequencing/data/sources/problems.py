@@ -62,6 +62,8 @@ def refuse_cells(bad: pl.Series, values: pl.Series, file: Path, row: pl.Series, 
         return
     first = bad.arg_true()[0]
     name, expected = _EXPECTED.get(cells.kind, ("times", "such as 2020-01-31 08:00:00 or 2020-01-31"))
+    if cells.kind == "id" and cells.expected is not None:
+        name = "identifiers"
     raise DataError(
         f"column {values.name} of {file} has {int(bad.sum())} values that are no {name}",
         got=f"{quoted(values[first])} in row {row[first]}",

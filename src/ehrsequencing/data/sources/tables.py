@@ -23,7 +23,7 @@ from ehrsequencing.data.sources.cells import (
     text_beside,
     texts,
 )
-from ehrsequencing.data.sources.csv_files import Advance, Layout, csv_blocks, frame_of, header
+from ehrsequencing.data.sources.csv_files import PLAIN, Advance, Layout, csv_blocks, frame_of, header
 from ehrsequencing.data.sources.problems import Place, named_problems, quoted, refuse_cells
 from ehrsequencing.errors import DataError
 
@@ -76,7 +76,7 @@ class Table:
 
     name: str
     files: tuple[Path, ...]
-    layout: Layout = Layout()
+    layout: Layout = PLAIN
 
     def read(
         self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None
@@ -295,7 +295,7 @@ def _is_part(path: Path) -> bool:
     return path.is_file() and not path.name.startswith((".", "_")) and table_name(path) is not None
 
 
-def column_names(file: Path, layout: Layout = Layout()) -> dict[str, str]:
+def column_names(file: Path, layout: Layout = PLAIN) -> dict[str, str]:
     """Lower-case column names to the names as written.
 
     Raises:
