@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,7 +95,9 @@ class Events(Table):
         shards = tuple(shards)
         return cls("data", tuple(file for shard in shards for file in shard.table.files), shards=shards)
 
-    def read(self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None) -> Iterator[Piece]:
+    def read(
+        self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None
+    ) -> Generator[Piece, None, None]:
         for shard in self.shards:
             yield from shard.read((*required, *(optional or ())), advance)
 

@@ -17,7 +17,7 @@ from ehrsequencing.data.sources.cells import Cells
 from ehrsequencing.errors import DataError
 
 if TYPE_CHECKING:
-    from ehrsequencing.data.sources.tables import Layout
+    from ehrsequencing.data.sources.csv_files import Layout
 
 SHOWN = 60
 _EXPECTED = {"id": ("whole numbers", "such as 17 or 17.0"), "text": ("text", "one value per row")}
@@ -71,6 +71,8 @@ def refuse_cells(bad: pl.Series, values: pl.Series, file: Path, row: pl.Series, 
         return
     first = bad.arg_true()[0]
     name, expected = _EXPECTED.get(cells.kind, ("times", "such as 2020-01-31 08:00:00 or 2020-01-31"))
+    if cells.kind == "id" and cells.expected is not None:
+        name = "identifiers"
     raise DataError(
         f"column {values.name} of {file} has {int(bad.sum())} values that are no {name}",
         got=f"{quoted(values[first])} in row {row[first]}",

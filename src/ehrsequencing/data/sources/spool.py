@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,13 @@ class EventSpool:
         self._notes: dict[str, dict[str, Any]] = {}
         self._books: dict[str, list[pl.DataFrame]] = {}
         self._files = SpoolFiles(folder)
+        self._reading = ExitStack()
 
     def __enter__(self) -> EventSpool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._reading.close()
         self._files.close()
 
     def advance(self, file: Path, position: int) -> None:
@@ -166,7 +169,8 @@ class EventSpool:
             for file in table.files:
                 self.advance(file, file.stat().st_size)
             return
-        yield from table.read(required, optional, self.advance)
+        # An error over a piece leaves the reader as it stands; it must have ended when the interpreter does.
+        yield from self._reading.enter_context(closing(table.read(required, optional, self.advance)))
         state = {"name": table.name, "account": stated(self.account(table.name)), "notes": self.notes(table.name)}
         self._books[table.name] = [self._book_of(table.name)]
         self._files.table_done(index, state, self._books[table.name][0])

@@ -155,7 +155,7 @@ def _mapping(content: bytes, where: Path) -> dict[str, dict[int, str]]:
     """Descriptions per identifier column; the file is three tables under one another, parted by empty rows."""
     tables: dict[str, dict[int, str]] = {}
     current: dict[int, str] = {}
-    for line, row in enumerate(csv.reader(io.StringIO(_text(content, where))), start=1):
+    for line, row in enumerate(csv.reader(io.StringIO(_text(content, where), newline=None)), start=1):
         if not row or not row[0].strip():
             continue
         if row[0] in MAPPED:

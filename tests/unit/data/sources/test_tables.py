@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrsequencing.data.sources.cells import EARLIEST, LATEST, MAX_FLOAT32
-from ehrsequencing.data.sources.tables import BLOCK_BYTES, find_tables, once
+from ehrsequencing.data.sources.csv_files import BLOCK_BYTES
+from ehrsequencing.data.sources.tables import find_tables, once
 from ehrsequencing.errors import DataError
 
 
