@@ -31,7 +31,7 @@ from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sources import import_source
 from ehrsequencing.errors import EhrseqError
 
-SAME = ("shuffled columns", "extra column", "byte order mark", "CRLF", "blank lines", "no last newline")
+SAME = ("shuffled columns", "extra column", "byte order mark", "CRLF", "CR", "blank lines", "no last newline")
 """Damage that changes nothing: the dataset must be the clean one, byte for byte."""
 REFUSED = ("empty", "gzip cut short", "utf-16", "latin-1", "row too short", "row too long", "open quote")
 """Damage that can only be refused, unless it hits what the source does not read."""
@@ -192,6 +192,8 @@ def _damage(draw: st.DrawFn, kind: str, file: str, clean: list[list[str]], pairs
     text = _write(rows)
     if kind == "CRLF":
         text = text.replace("\n", "\r\n")
+    elif kind == "CR":
+        text = text.replace("\n", "\r")
     elif kind == "blank lines":
         text = text.replace("\n", "\n\n")
     elif kind == "no last newline":

@@ -67,11 +67,21 @@ class Mark:
 
     def on(self, folder: Path) -> bool:
         """Whether the folder carries the mark."""
+        return self.key in self._content(folder)
+
+    def request(self, folder: Path) -> str | None:
+        """`request_hash` of what made the folder, as it stands beside the key or in its object; None without one."""
+        content = self._content(folder)
+        under = content.get(self.key)
+        stated = {**content, **(under if isinstance(under, dict) else {})}.get("request")
+        return stated if isinstance(stated, str) else None
+
+    def _content(self, folder: Path) -> dict[str, Any]:
         try:
             content = json.loads((folder / self.file).read_bytes())
         except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(content, dict) and self.key in content
+            return {}
+        return content if isinstance(content, dict) else {}
 
 
 @contextmanager
@@ -126,7 +136,7 @@ def resumable_directory(
     """
     path = _writable(path, overwrite, mark)
     stated = json.dumps(request, sort_keys=True)
-    work = path.with_name(f".{path.name}.unfinished-{hash_bytes(stated.encode())[:8]}")
+    work = _work(path, request)
     content = work / CONTENT_FOLDER
     with ExitStack() as locks:
         locks.enter_context(_locked(work, path))
@@ -159,12 +169,42 @@ def resumable_directory(
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def _writable(path: str | Path, overwrite: bool, mark: Mark | None) -> Path:
-    """The folder to write, after all checks that need no content."""
+def request_hash(request: Mapping[str, Any]) -> str:
+    """Hex hash of a request, which the finished artefact's manifest keeps under `request`."""
+    return hash_bytes(json.dumps(request, sort_keys=True).encode())
+
+
+def made_before(path: str | Path, request: Mapping[str, Any], mark: Mark) -> bool:
+    """Whether the folder is there and an equal request made it, as after a kill just behind `resumable_directory`.
+
+    What that kill left beside it is removed.
+    """
+    path = _named(path)
+    if mark.request(path) != request_hash(request):
+        return False
+    work = _work(path, request)
+    if work.is_dir():
+        with _locked(work, path):
+            shutil.rmtree(work)
+    return True
+
+
+def _work(path: Path, request: Mapping[str, Any]) -> Path:
+    return path.with_name(f".{path.name}.unfinished-{request_hash(request)[:8]}")
+
+
+def _named(path: str | Path) -> Path:
+    """The folder that a path stands for; what a killed replacement set aside is there again."""
     path = Path(path)
     if path.is_symlink() or path.name in ("", ".."):
         path = path.resolve()
     _put_back(path)
+    return path
+
+
+def _writable(path: str | Path, overwrite: bool, mark: Mark | None) -> Path:
+    """The folder to write, after all checks that need no content."""
+    path = _named(path)
     _refuse_replacing(path, overwrite, mark)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -17,7 +17,7 @@ from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectS
 
 from ehrsequencing.data.events import collect, complete_codes, normalise_events, normalise_time
 from ehrsequencing.data.labels import write_labels
-from ehrsequencing.data.schema import EVENT_SCHEMA, SPLITS
+from ehrsequencing.data.schema import CODE_SCHEMA, EVENT_SCHEMA, SPLITS
 from ehrsequencing.data.splits import split_of
 from ehrsequencing.errors import DataError, SplitError
 from ehrsequencing.io import (
@@ -26,6 +26,7 @@ from ehrsequencing.io import (
     hash_bytes,
     hash_file,
     read_json,
+    request_hash,
     resumable_directory,
     versions,
     write_bytes,
@@ -36,6 +37,7 @@ MANIFEST_KEY = "ehrsequencing"
 CODES_FILE, SPLITS_FILE = Path("metadata/codes.parquet"), Path("metadata/subject_splits.parquet")
 DATASET_FILE, OBSERVATION_FILE = Path("metadata/dataset.json"), Path("metadata/observation.parquet")
 MARK = Mark(DATASET_FILE, MANIFEST_KEY, "a MEDS dataset of this program")
+_TEXT = (pl.String, pl.Categorical, pl.Enum)
 MAX_NAMED = 5
 """Subjects, codes or values named in an error before it only counts them."""
 
@@ -188,6 +190,7 @@ class MedsWriter:
                 self.folder, {}, {path: frame.with_columns(split=pl.lit(path.parent.name)) for path, frame in splits}
             ).fingerprint,
             "versions": versions(),
+            **({} if self.request is None else {"request": request_hash(self.request)}),
             **(extra or {}),
         }
         description = {
@@ -237,7 +240,17 @@ class MedsDataset:
         if not shards:
             raise DataError(f"{path} has no events", got=f"{len(files)} empty shards", expected="at least one subject")
         description = read_json(path / DATASET_FILE, DataError) if (path / DATASET_FILE).exists() else {}
-        return cls(path, description.get(MANIFEST_KEY, {}), shards)
+        return cls(path, manifest_in(description, path / DATASET_FILE), shards)
+
+    def is_whole(self) -> bool:
+        """Whether the events and files that the manifest of a dataset of ours states are all there."""
+        files: list[Path | str] = [
+            CODES_FILE,
+            SPLITS_FILE,
+            *(f"labels/{name}.parquet" for name in self.manifest.get("labels", [])),
+        ]
+        rows = sum(pq.read_metadata(shard).num_rows for shard in self._shards)
+        return rows == self.manifest["counts"]["events"] and all((self.path / file).exists() for file in files)
 
     @property
     def fixed_code_book(self) -> bool:
@@ -302,11 +315,7 @@ class MedsDataset:
 
     @property
     def _stated_codes(self) -> pl.DataFrame:
-        file = self.path / CODES_FILE
-        table = read_table(file) if file.exists() else pl.DataFrame(schema={"code": pl.String})
-        if "code" not in table.columns:
-            raise DataError(f"{file} lacks code", got=", ".join(table.columns), expected="code")
-        return table
+        return read_codes(self.path / CODES_FILE)
 
     def observation_end(self) -> pl.DataFrame | None:
         """Columns `subject_id`, `observation_end` (Datetime us) of `metadata/observation.parquet`; None without one.
@@ -346,6 +355,41 @@ def read_table(file: Path) -> pl.DataFrame:
         return pl.read_parquet(file)
     except (pl.exceptions.ComputeError, OSError) as problem:
         raise DataError(f"{file} is not readable parquet", got=str(problem).splitlines()[0]) from None
+
+
+def read_codes(file: Path) -> pl.DataFrame:
+    """The code table of any tool, as it is; no rows where there is no such file.
+
+    Raises:
+        DataError: it is no parquet file, lacks `code`, or holds something else than text and truth in our columns.
+    """
+    table = read_table(file) if file.exists() else pl.DataFrame(schema={"code": pl.String})
+    if "code" not in table.columns:
+        raise DataError(f"{file} lacks code", got=f"columns {', '.join(table.columns)}", expected="code")
+    for column, wanted in CODE_SCHEMA.items():
+        got = table.schema.get(column, pl.Null())
+        fits = got == pl.Boolean or got.is_numeric() if wanted == pl.Boolean else got in _TEXT
+        if not fits and got != pl.Null:
+            expected = "true or false" if wanted == pl.Boolean else "text"
+            raise DataError(f"column {column} of {file} has the wrong type", got=got, expected=expected)
+    return table
+
+
+def manifest_in(description: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Our manifest in the content of `dataset.json`; {} for datasets of other tools.
+
+    Raises:
+        DataError: what stands under our key is none.
+    """
+    manifest = description.get(MANIFEST_KEY, {})
+    notes = manifest.get("notes", []) if isinstance(manifest, dict) else None
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise DataError(
+            f"{file} has no manifest of this program under {MANIFEST_KEY}",
+            got=f"{type(manifest).__name__} {str(manifest)[:60]}", expected="an object, its notes a list of text",
+            remedy=f"remove the entry {MANIFEST_KEY}, which is ours alone",
+        )  # fmt: skip
+    return manifest
 
 
 def _shard_subjects(path: Path) -> list[tuple[Path, pl.DataFrame]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from typing import Any, Protocol
 from ehrsequencing.errors import ConfigError, RunError
 
 ENGINES = ("local", "ray")
+CONNECT_SECONDS = 5.0
+_ADDRESSES = "HOST:PORT, ray://HOST:PORT, auto or local"
+_RAY_REMEDY = "set RAY_ADDRESS to the cluster's address, or unset it to have one started here"
 _REMEDY = "free memory or pass fewer workers, and repeat the command: it continues where it stopped"
 
 
@@ -34,7 +38,7 @@ def task_map(name: str, workers: int) -> Iterator[Map]:
         workers: Tasks at a time.
 
     Raises:
-        ConfigError: an unknown engine, or Ray is not installed.
+        ConfigError: an unknown engine, Ray is not installed, or no cluster answers at `RAY_ADDRESS`.
         WorkerDiedError: within the block, a worker of the cluster died.
     """
     if name not in ENGINES:
@@ -68,6 +72,26 @@ def _threads(workers: int) -> Iterator[Map]:
         yield run
 
 
+def refuse_unreachable(address: str) -> None:
+    """Ask whether anything answers at a cluster's address, since Ray itself would wait for minutes.
+
+    Args:
+        address: As in `RAY_ADDRESS`: `HOST:PORT` or `ray://HOST:PORT`; `auto` and `local` name no place.
+
+    Raises:
+        ConfigError: it is no address, or nobody listens there.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rstrip("/").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError("RAY_ADDRESS names no cluster", got=address, expected=_ADDRESSES, remedy=_RAY_REMEDY)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, UnicodeError) as problem:
+        raise ConfigError(f"no Ray cluster at {address}", got=str(problem), remedy=_RAY_REMEDY) from None
+
+
 @contextmanager
 def _ray(workers: int) -> Iterator[Map]:
     try:
@@ -78,10 +102,18 @@ def _ray(workers: int) -> Iterator[Map]:
         ) from None
     ours = not ray.is_initialized()
     if ours:
-        elsewhere = "RAY_ADDRESS" in os.environ
-        ray.init(
-            log_to_driver=False, include_dashboard=None if elsewhere else False, num_cpus=None if elsewhere else workers
-        )
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            refuse_unreachable(address)
+        try:
+            ray.init(
+                log_to_driver=False, include_dashboard=None if address else False, num_cpus=None if address else workers
+            )
+        except (ValueError, ConnectionError, RuntimeError) as problem:
+            raise ConfigError(
+                f"no Ray cluster at {address}" if address else "Ray does not start a cluster here",
+                got=str(problem).partition("\n")[0][:200], remedy=_RAY_REMEDY,
+            ) from None  # fmt: skip
 
     def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         remote = ray.remote(function)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from ehrsequencing.data.unknown import unknown_codes
 from ehrsequencing.data.values import VALUES_FILE, ValueStatistics
 from ehrsequencing.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from ehrsequencing.errors import ConfigError, DataError, StoreError
-from ehrsequencing.io import hash_bytes, resumable_directory, versions, write_text
+from ehrsequencing.io import hash_bytes, made_before, request_hash, resumable_directory, versions, write_text
 
+logger = logging.getLogger(__name__)
 MIN_COUNT, VALUE_BINS = 5, 5
 MAX_DEFAULT_WORKERS = 8
 _MAX_VALUE_BINS = 100
@@ -55,7 +58,7 @@ def prepare(
     `MEDS_BIRTH` and `MEDS_DEATH` become times of the subject and no tokens. Every shard is read once; each worker
     holds one piece of at most 3 million rows at a time (a shard that is not ordered by subject is one piece). The same
     dataset and options give the same bytes, whatever the engine and the number of workers. Called again after it was
-    killed, it continues behind the pieces that were done.
+    killed, it continues behind the pieces that were done; a store that the same dataset and options made is kept.
 
     Args:
         meds: MEDS dataset.
@@ -90,7 +93,8 @@ def prepare(
             or no code that has a token.
         SplitError: a subject in two splits.
         StoreError: `vocabulary_from` holds no vocabulary.
-        RunError: `store` exists, and `overwrite` is False or it is no token store; or another process is writing it.
+        RunError: `store` exists, made of another dataset or options, and `overwrite` is False or it is no token
+            store; or another process is writing it.
     """
     meds, store = Path(meds), Path(store)
     fit_folder = None if vocabulary_from is None else Path(vocabulary_from)
@@ -134,6 +138,8 @@ def prepare(
             "statistics_from": None if reused is None else reused[1].hash,
             "fixed_code_book": dataset.fixed_code_book, "version": [__version__, FORMAT_VERSION],
         }  # fmt: skip
+        if not overwrite and (before := _made_before(store, key)) is not None:
+            return before
         kept = (MemoryError, WorkerDiedError)
         with resumable_directory(store, key, overwrite=overwrite, mark=MARK, keep_on=kept) as folder:
             stages = Stages(dataset, folder, rules, run, progress, must_change=reused is None and not allow_unused)
@@ -163,6 +169,7 @@ def prepare(
                         vocabulary.hash.encode(), statistics.hash.encode(),
                         *([] if rules == Rules() else [json.dumps(rules.to_json()).encode()]),
                     ),
+                    "request": request_hash(key),
                     "source": dataset.manifest.get("source"),
                     "dates_note": dates_note(dataset.manifest),
                     "options": options,
@@ -185,6 +192,16 @@ def prepare(
                 run,
             )  # fmt: skip
     return TokenStore.open(store)
+
+
+def _made_before(store: Path, request: Mapping[str, Any]) -> TokenStore | None:
+    """The store that an equal request wrote before; None where there is none, or a file of it is gone."""
+    if made_before(store, request, MARK):
+        with suppress(StoreError):
+            opened = TokenStore.open(store)
+            logger.warning("%s is there already, whole, made of the same dataset and options: kept as it is", store)
+            return opened
+    return None
 
 
 def _check_options(

@@ -37,16 +37,31 @@ CODE_SCHEMA: dict[str, pl.DataType] = {
 }
 
 _KIND_OF_SYSTEM = {
-    "ICD10CM": "diagnosis", "ICD9CM": "diagnosis", "SNOMED": "diagnosis",
-    "RXNORM": "drug", "ATC": "drug", "NDC": "drug",
-    "ICD10PCS": "procedure", "ICD9PCS": "procedure", "CPT": "procedure", "HCPCS": "procedure",
-    "LOINC": "lab",
-    "VISIT": "encounter", "ADMISSION": "encounter", "DISCHARGE": "encounter",
-    # MIMIC-IV in the MEDS convention
-    "DIAGNOSIS": "diagnosis", "MEDICATION": "drug", "PROCEDURE": "procedure", "LAB": "lab",
-    "HOSPITAL_ADMISSION": "encounter", "HOSPITAL_DISCHARGE": "encounter",
-    "GENDER": "demographic", "RACE": "demographic", "ETHNICITY": "demographic",
+    system: kind
+    for kind, systems in {
+        "diagnosis": ("ICD10CM", "ICD9CM", "SNOMED", "DIAGNOSIS", "DIAGNOSIS_PRINCIPAL"),
+        "drug": (
+            "RXNORM", "ATC", "NDC", "CVX", "MEDICATION", "DRUG", "EMAR", "INPUT",
+            "UCI_DRUG", "UCI_CHANGE", "UCI_DIABETES_MED",
+        ),
+        "procedure": ("ICD10PCS", "ICD9PCS", "ICD9PROC", "CPT", "CPT4", "HCPCS", "PROCEDURE", "IMAGING"),
+        "lab": ("LOINC", "LAB", "LAB_FLAG", "MICROBIOLOGY", "UCI_MAX_GLU_SERUM", "UCI_A1C"),
+        "vital": ("CHART", "OUTPUT", "OMR", "UCI_WEIGHT"),
+        "encounter": (
+            "VISIT", "ADMISSION", "DISCHARGE", "HOSPITAL_ADMISSION", "HOSPITAL_DISCHARGE", "ED_REGISTRATION", "ED_OUT",
+            "TRANSFER_TO", "SERVICE", "ICU_ADMISSION", "ICU_DISCHARGE", "CALLOUT", "CALLOUT_OUTCOME", "DRG",
+            "UCI_ADMISSION_TYPE", "UCI_ADMISSION_SOURCE", "UCI_DISCHARGE", "UCI_SPECIALTY", "UCI_PAYER",
+            "UCI_NUMBER_OUTPATIENT", "UCI_NUMBER_EMERGENCY", "UCI_NUMBER_INPATIENT", "UCI_TIME_IN_HOSPITAL",
+            "UCI_NUM_LAB_PROCEDURES", "UCI_NUM_PROCEDURES", "UCI_NUM_MEDICATIONS", "UCI_NUMBER_DIAGNOSES",
+        ),
+        "demographic": (
+            BIRTH_CODE, DEATH_CODE, "GENDER", "RACE", "ETHNICITY", "LANGUAGE", "MARITAL_STATUS", "INSURANCE",
+            "RELIGION", "UCI_AGE",
+        ),
+    }.items()
+    for system in systems
 }  # fmt: skip
+"""What the sources give to the codes of a system, those of MIMIC in the MEDS convention included."""
 
 
 def kind_of_code(code: str) -> str:
@@ -55,6 +70,4 @@ def kind_of_code(code: str) -> str:
     >>> kind_of_code("ICD10CM//E11.9"), kind_of_code("MEDS_BIRTH"), kind_of_code("HOUSE//X")
     ('diagnosis', 'demographic', 'other')
     """
-    if code in (BIRTH_CODE, DEATH_CODE):
-        return "demographic"
     return _KIND_OF_SYSTEM.get(code.split("//", 1)[0], "other")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 from small_data import day
 
 from ehrsequencing.data import stages
-from ehrsequencing.data.parallel import task_map
+from ehrsequencing.data.parallel import refuse_unreachable, task_map
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.errors import ConfigError, DataError, RunError
 
@@ -24,7 +25,7 @@ def die(*_, **__):
 def progress(done, total):
     if moment.isdigit() and done == int(moment):
         die()
-if not moment.isdigit():
+if hasattr(module, moment):
     setattr(module, moment, die)
 module.prepare(meds, store, min_count=1, workers=1, progress=progress)
 """
@@ -106,6 +107,30 @@ def test_a_killed_preparation_continues_and_gives_the_same_bytes(meds, tmp_path,
     assert caplog.messages == [f"taking up {store} where a killed command left it"]
     assert contents(store) == contents(whole.path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["meds", "store", "whole"]
+
+
+def test_a_kill_after_the_store_has_its_name(meds, write_meds, tmp_path, done, caplog):
+    """The same command then succeeds; with other options, of other data or where a file is gone, it is refused."""
+    store, again = tmp_path / "store", "there already, whole, made of the same dataset and options"
+    code = KILLED.replace("module.prepare(", "module.TokenStore.open = die\nmodule.prepare(")
+    found = subprocess.run([sys.executable, "-c", code, meds, store, "none"], capture_output=True, text=True)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert store.exists()
+    before, caplog_before = contents(store), len(caplog.messages)
+    assert prepare(meds, store, min_count=1, workers=2).path == store
+    assert done == [] and again in caplog.messages[caplog_before]
+    assert contents(store) == before == contents(prepare(meds, tmp_path / "whole", min_count=1).path)
+    other = write_meds("other", train=[events(range(5))])
+    for changed, options in ((meds, {"min_count": 2}), (meds, {"min_count": 1, "visits": "day"}), (other, {})):
+        with pytest.raises(RunError, match="store exists already"):
+            prepare(changed, store, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meds", "other", "store", "whole"]
+    (store / "train/code.npy").unlink()
+    with pytest.raises(RunError, match="store exists already"):
+        prepare(meds, store, min_count=1)
+    done.clear()
+    prepare(meds, store, min_count=1, overwrite=True)
+    assert len(done) == 8 and contents(store) == before
 
 
 def test_only_what_is_missing_or_damaged_is_done_again(meds, tmp_path, done):
@@ -202,6 +227,47 @@ def test_without_ray_the_remedy_is_said(meds, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'needs the package ray; got not installed. Remedy: pip install "ehrsequenc'):
         prepare(meds, tmp_path / "store", engine="ray")
+
+
+def closed_port():
+    """A port of this machine at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["foo", "127.0.0.1", ":6379", "host:x", "host:0", "host:70000", "ray://host"])
+def test_addresses_that_name_no_cluster(address):
+    with pytest.raises(
+        ConfigError, match="RAY_ADDRESS names no cluster; got .*; expected HOST:PORT, ray://HOST:PORT, a"
+    ):
+        refuse_unreachable(address)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://localhost:{}", "[::1]:{}", "no-such-host.invalid:{}"])
+def test_addresses_where_nobody_listens(form):
+    address = form.format(closed_port())
+    with pytest.raises(ConfigError, match="no Ray cluster at .*; got .*Remedy: set RAY_ADDRESS") as problem:
+        refuse_unreachable(address)
+    assert address in str(problem.value) and len(str(problem.value).splitlines()) == 1
+
+
+def test_addresses_where_somebody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for form in ("127.0.0.1:{}", "ray://localhost:{}", "ray://127.0.0.1:{}/"):
+            refuse_unreachable(form.format(server.getsockname()[1]))
+    for address in ("auto", "local"):
+        refuse_unreachable(address)
+
+
+@pytest.mark.parametrize("address", ["foo", "127.0.0.1:{}", "auto"])
+def test_a_wrong_address_of_a_cluster_is_told_soon(meds, tmp_path, address):
+    pytest.importorskip("ray", reason="the package ray is not installed")
+    environment = {**os.environ, "RAY_ADDRESS": address.format(closed_port()), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-m", "ehrsequencing", "prepare", meds, tmp_path / "store", "--engine", "ray"]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    assert "Ray cluster at" in found.stderr or "names no cluster" in found.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meds"]
 
 
 def test_a_ray_cluster_gives_the_same_bytes_and_errors(meds, write_meds, tmp_path):

@@ -257,7 +257,7 @@ def test_an_existing_store_stays_unless_asked_and_until_the_new_one_is_whole(wri
     prepare(meds, tmp_path / "store")
     before = contents(tmp_path / "store")
     with pytest.raises(RunError, match="exists already"):
-        prepare(meds, tmp_path / "store")
+        prepare(meds, tmp_path / "store", min_count=6)
     with pytest.raises(DataError, match="no code of the train split has a token"):
         prepare(meds, tmp_path / "store", overwrite=True, min_count=1000)
     assert contents(tmp_path / "store") == before

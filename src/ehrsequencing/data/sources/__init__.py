@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from ehrsequencing import __version__
 from ehrsequencing.data.sources.recognise import refuse_other_source
-from ehrsequencing.errors import ConfigError
-from ehrsequencing.io import hash_file
+from ehrsequencing.errors import ConfigError, DataError
+from ehrsequencing.io import hash_file, made_before
 
 if TYPE_CHECKING:
     from ehrsequencing.data.dataset import MedsDataset
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 
@@ -116,6 +119,9 @@ def import_source(
 ) -> MedsDataset:
     """Read raw records into a MEDS dataset.
 
+    What an equal call wrote before (same source, options, version, and size and time of change of every file) is
+    returned as it is, so that a command that is repeated until it succeeds ends, whenever it was killed.
+
     Args:
         kind: A key of `SOURCES`.
         src: The raw records; None for a source that reads nothing.
@@ -128,8 +134,8 @@ def import_source(
         ConfigError: unknown source or option, or an input where none is read (or the reverse),
             one of `src` and `out` is or lies in the other, or `out` lies in a dataset or token store.
         DataError: the input is missing, malformed, implausible or of another source.
-        RunError: `out` exists, and `overwrite` is False or it holds no dataset that we wrote; or another process is
-            importing to `out`.
+        RunError: `out` exists, made by another request, and `overwrite` is False or it holds no dataset that we wrote;
+            or another process is importing to `out`.
     """
     # The registry alone is quick to import, for the help of the command line.
     from ehrsequencing.data.artefacts import refuse_in_data
@@ -161,9 +167,25 @@ def import_source(
         refuse_in_data(out, src)
         refuse_other_source(kind, src, out, SOURCES)
         request = _request(kind, src, options)
+        if not overwrite and (dataset := _made_before(out, request)) is not None:
+            return dataset
         strict = bool(options.pop("strict", False))
         loader(src, Target(out, overwrite, strict, progress, request), **options)
     return MedsDataset.open(out)
+
+
+def _made_before(out: Path, request: dict[str, Any]) -> MedsDataset | None:
+    """The dataset that an equal request wrote before; None where there is none, or something of it is gone."""
+    from ehrsequencing.data.dataset import MARK, MedsDataset
+
+    if not made_before(out, request, MARK):
+        return None
+    with suppress(DataError):
+        dataset = MedsDataset.open(out)
+        if dataset.is_whole():
+            logger.warning("%s is there already, whole, made by the same request of the same input: kept as it is", out)
+            return dataset
+    return None
 
 
 def _request(kind: str, src: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from ehrsequencing.data.sources.problems import quoted
 from ehrsequencing.errors import DataError
+
+NO_NUL, MEND_NUL = "text without NUL bytes", "mend the file: NUL bytes mean that it is damaged, or in UTF-16"
+
+
+def with_nul(texts: pl.Series) -> pl.Series:
+    """Which identifiers have a NUL byte: they look like others and equal none, so that their rows would be lost.
+
+    >>> with_nul(pl.Series(["p-1", "p-1\\0"])).to_list()
+    [False, True]
+    """
+    return texts.str.contains("\0", literal=True).fill_null(False)
 
 
 def identifiers(texts: pl.Series) -> pl.Series:
@@ -19,6 +32,16 @@ def identifiers(texts: pl.Series) -> pl.Series:
     written = texts.str.to_lowercase().cast(pl.Binary)
     digests = b"".join([hashlib.blake2b(text, digest_size=8).digest() for text in written])
     return pl.Series(texts.name, (np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64))
+
+
+def refuse_nul(rows: pl.DataFrame, column: str, file: Path) -> None:
+    """DataError that names the first row whose identifier, a text, has a NUL byte."""
+    bad = rows.filter(with_nul(rows[column]))
+    if len(bad):
+        raise DataError(
+            f"column {column} of {file} has {len(bad)} values that are no identifiers",
+            got=f"{quoted(bad[column][0])} in row {bad['row'][0]}", expected=NO_NUL, remedy=MEND_NUL,
+        )  # fmt: skip
 
 
 def with_identifier(rows: pl.DataFrame, column: str, name: str) -> pl.DataFrame:

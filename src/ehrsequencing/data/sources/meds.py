@@ -11,16 +11,25 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrsequencing.data.dataset import CODES_FILE, DATASET_FILE, MANIFEST_KEY, MedsDataset, read_table
+from ehrsequencing.data.dataset import CODES_FILE, DATASET_FILE, MedsDataset, manifest_in, read_codes
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, KINDS, kind_of_code
 from ehrsequencing.data.sources.finishing import first_only
-from ehrsequencing.data.sources.meds_layout import COLUMNS, REQUIRED, Events, Shard, find_layout, read_subjects
+from ehrsequencing.data.sources.meds_layout import (
+    BLANK_TIME,
+    COLUMNS,
+    REQUIRED,
+    Events,
+    Shard,
+    find_layout,
+    read_subjects,
+)
 from ehrsequencing.data.sources.spool import event, summary, write_observation_end
 from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import DataError
 from ehrsequencing.io import read_json
 
 ORIGIN = ("dataset_name", "dataset_version", "etl_name", "etl_version", "meds_version", "created_at", "license")
+BLANK = {"a time of empty text, taken as a fact without a date": pl.col(BLANK_TIME).is_not_null()}
 CODE_COLUMNS = ("code", "description", "parent_codes", "kind", "numeric")
 NOTES = [
     "Times are those of the source, in UTC without zone; undated rows stay undated.",
@@ -45,15 +54,15 @@ def load(src: Path, target: Target) -> None:
     root, shards = find_layout(src)
     subjects = read_subjects(root, shards)
     origin = read_json(root / DATASET_FILE, DataError) if (root / DATASET_FILE).exists() else {}
-    ours = origin.get(MANIFEST_KEY, {})
+    ours = manifest_in(origin, root / DATASET_FILE)
     fixed = bool(ours.get("fixed_code_book", False))
     described, further = _described(root / CODES_FILE)
     events = Events.of(shards)
     with target.writer() as writer, target.spool(writer, subjects, [events], "data") as spool:
         kinds = {name: kind for name, (kind, _) in COLUMNS.items()}
         required = {name: kinds.pop(name) for name in REQUIRED}
-        for piece in spool.read(events, required, kinds):
-            spool.add(piece, *_events(piece.rows))
+        for piece in spool.read(events, required, {**kinds, BLANK_TIME: "text"}):
+            spool.add(piece, *_events(piece.rows), contradictions=BLANK)
         book, finish = spool.book(), _Finish()
         written = spool.write(writer, finish, finish.conflicts)
         codes = _code_table(book.join(written["events_by_code"], on="code", how="semi"), described, whole=fixed)
@@ -117,11 +126,9 @@ def _described(file: Path) -> tuple[pl.DataFrame, list[str]]:
 
     Version 0.3 asks for at least one row per code: the first description stands, and the parents of all.
     """
-    table = read_table(file) if file.exists() else pl.DataFrame(schema={"code": pl.String})
-    if "code" not in table.columns:
-        raise DataError(f"{file} lacks code", got=f"columns {', '.join(table.columns)}", expected="code")
+    table = read_codes(file)
     parents = table.schema.get("parent_codes", pl.Null())
-    if isinstance(parents, pl.List):
+    if isinstance(parents, pl.List) and not parents.inner.is_nested():
         table = table.with_columns(pl.col("parent_codes").cast(pl.List(pl.String)))
     elif parents in (pl.String, pl.Categorical, pl.Null):
         written = pl.col("parent_codes") if "parent_codes" in table.columns else pl.lit(None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ehrsequencing.data.dataset import SPLITS_FILE, name_some, refuse_shared_subjects
 from ehrsequencing.data.schema import BIRTH_CODE, SPLITS
-from ehrsequencing.data.sources.cells import Kind
+from ehrsequencing.data.sources.cells import Cells, Kind
 from ehrsequencing.data.sources.identifiers import with_identifier
 from ehrsequencing.data.sources.tables import Advance, Piece, Table, Wanted, column_names
 from ehrsequencing.data.splits import split_of
@@ -31,6 +31,8 @@ COLUMNS: dict[str, tuple[Kind, tuple[str, ...]]] = {
 }
 """Our columns: what they hold, and the names that they have in datasets of others, the most usual first."""
 REQUIRED = ("subject_id", "time", "code")
+BLANK_TIME = "written time"
+"""Of files whose times are text: the cell where it is blank, which is no null; else null."""
 SPLIT_NAMES = {
     **{split: split for split in SPLITS},
     "training": "train",
@@ -50,6 +52,7 @@ class Shard:
         columns: Our columns that it has, and what they are called there.
         left_out: Its other columns.
         kinds: What our columns hold there.
+        text_time: Whether its times are text.
     """
 
     table: Table
@@ -57,6 +60,7 @@ class Shard:
     columns: Mapping[str, str]
     left_out: tuple[str, ...]
     kinds: Mapping[str, Kind]
+    text_time: bool
 
     def read(self, names: Iterable[str] = tuple(COLUMNS), advance: Advance | None = None) -> Iterator[Piece]:
         """Pieces with some of our columns, null where the file lacks an optional one.
@@ -65,10 +69,15 @@ class Shard:
             DataError: a required column is missing, or see `Table.read`.
         """
         theirs = {self.columns.get(name, name): name for name in names}
+        blank = theirs.pop(BLANK_TIME, None)
         required = {column: self.kinds[name] for column, name in theirs.items() if name in REQUIRED}
-        optional = {column: self.kinds[name] for column, name in theirs.items() if name not in REQUIRED}
+        optional: Wanted = {column: self.kinds[name] for column, name in theirs.items() if name not in REQUIRED}
+        if blank and self.text_time:
+            optional = {**optional, blank: Cells("text", (self.columns["time"],), _blanks)}
         for piece in self.table.read(required, optional, advance):
             rows = piece.rows.rename(theirs)
+            if blank and not self.text_time:
+                rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias(blank))
             if self.kinds["visit_id"] == "text" and "visit_id" in rows.columns:
                 rows = _numbered_visits(rows)
             yield replace(piece, rows=rows)
@@ -86,7 +95,9 @@ class Events(Table):
         shards = tuple(shards)
         return cls("data", tuple(file for shard in shards for file in shard.table.files), shards=shards)
 
-    def read(self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None) -> Iterator[Piece]:
+    def read(
+        self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None
+    ) -> Generator[Piece, None, None]:
         for shard in self.shards:
             yield from shard.read((*required, *(optional or ())), advance)
 
@@ -101,7 +112,7 @@ def find_layout(src: Path) -> tuple[Path, list[Shard]]:
         DataError: no such file, no parquet file, no row, or a file is damaged.
     """
     if src.is_file():
-        root, files, data = src.parent, [src] if src.suffix == ".parquet" else [], src.parent
+        root, files, data = src.parent, [src] if src.suffix.lower() == ".parquet" else [], src.parent
     else:
         root, data = src, src / "data"
         found = data.rglob("*.parquet") if data.is_dir() else src.glob("*.parquet")
@@ -141,7 +152,8 @@ def _shard(file: Path, parts: tuple[str, ...]) -> Shard | None:
         kinds["visit_id"] = "text"
     left_out = tuple(sorted(set(names) - set(columns.values())))
     split = SPLIT_NAMES.get(parts[0].lower()) if len(parts) > 1 else None
-    return Shard(Table("data", (file,)), split, columns, left_out, kinds)
+    text_time = "time" in columns and _is_text(schema.field(names[columns["time"]]).type)
+    return Shard(Table("data", (file,)), split, columns, left_out, kinds, text_time)
 
 
 def _is_text(found: pa.DataType) -> bool:
@@ -149,9 +161,14 @@ def _is_text(found: pa.DataType) -> bool:
     return bool(pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values))
 
 
+def _blanks(written: pl.Series) -> tuple[pl.Series, None]:
+    text = written.cast(pl.String)
+    return text.set((text.str.strip_chars() != "").fill_null(True), None), None
+
+
 def _numbered_visits(rows: pl.DataFrame) -> pl.DataFrame:
-    """Visits written as text: whole numbers are themselves, others get a number."""
-    whole = pl.col("visit_id").str.extract(r"^(-?\d{1,18})(?:\.0*)?$").cast(pl.Int64)
+    """Visits written as text: whole numbers are themselves, others get a number; `007` is no whole number."""
+    whole = pl.col("visit_id").str.extract(r"^(0|-?[1-9][0-9]{0,17})(?:\.0*)?$").cast(pl.Int64)
     rows = with_identifier(rows, "visit_id", "numbered").with_columns(visit_id=pl.coalesce(whole, "numbered"))
     return rows.drop("numbered")
 

@@ -199,7 +199,10 @@ def _add_admissions(spool: EventSpool, release: Release, admissions: Piece) -> N
         ),
         of_visit(named("HOSPITAL_DISCHARGE", pl.col("discharge_location").fill_null("UNKNOWN")), "discharged"),
         no_time="admission or discharge without a time, or discharge before admission",
-        contradictions={"edouttime before edregtime": pl.col("edouttime") < pl.col("edregtime")},
+        contradictions={
+            "edouttime before edregtime": pl.col("edouttime") < pl.col("edregtime"),
+            "no hadm_id, so that the admission is no visit": pl.col("hadm_id").is_null(),
+        },
     )
 
 

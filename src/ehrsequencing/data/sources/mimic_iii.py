@@ -33,6 +33,7 @@ from ehrsequencing.data.sources.mimic_tables import (
     date_spec,
     drg_spec,
     end_of_day,
+    ended_before,
     icu_procedure_spec,
     icu_stay_spec,
     input_spec,
@@ -131,8 +132,8 @@ def _callout(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
     return [
         event(rows, called, pl.col("createtime"), "encounter", visit=VISIT),
         event(
-            rows, named("CALLOUT_OUTCOME", outcome), pl.col("outcometime"), "encounter", visit=VISIT,
-            where=outcome.is_not_null(),
+            rows, named("CALLOUT_OUTCOME", outcome), ended_before(pl.col("createtime"), pl.col("outcometime")),
+            "encounter", visit=VISIT, where=outcome.is_not_null(),
         ),
     ]  # fmt: skip
 
@@ -207,6 +208,7 @@ RELEASE = Release(
         Spec(
             "callout", {**OF_ADMISSION, "createtime": "time"}, _callout,
             {"callout_service": "text", "callout_outcome": "text", "outcometime": "time"},
+            no_time="createtime or outcometime missing, or outcome before createtime",
         ),
         icu_stay_spec("icustays"),
         Spec(

@@ -116,7 +116,7 @@ def _known(rows: pl.DataFrame) -> pl.Expr:
     return pl.max_horizontal(column for column in ("charttime", "storetime") if column in rows.columns)
 
 
-def _ended_before(start: pl.Expr, end: pl.Expr) -> pl.Expr:
+def ended_before(start: pl.Expr, end: pl.Expr) -> pl.Expr:
     """The end of a span, null where it lies before its start."""
     return pl.when((end >= start).fill_null(True)).then(end)
 
@@ -217,7 +217,7 @@ def icu_stays(rows: pl.DataFrame, _: Context) -> list[pl.DataFrame]:
     start, end = pl.col("intime"), pl.col("outtime")
     return [
         event(rows, entered, start, "encounter", visit=VISIT),
-        event(rows, left, _ended_before(start, end), "encounter", visit=VISIT),
+        event(rows, left, ended_before(start, end), "encounter", visit=VISIT),
     ]
 
 
@@ -250,7 +250,7 @@ def icu_procedures(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
             description=pl.concat_str([label, pl.lit(", start")]),
         ),
         event(
-            rows, named("PROCEDURE", pl.lit("END"), "itemid"), _ended_before(start, end), "procedure", visit=VISIT,
+            rows, named("PROCEDURE", pl.lit("END"), "itemid"), ended_before(start, end), "procedure", visit=VISIT,
             value=pl.col("value"), unit=pl.col("valueuom"), description=pl.concat_str([label, pl.lit(", end")]),
         ),
     ]  # fmt: skip
@@ -260,7 +260,7 @@ def inputs(rows: pl.DataFrame, context: Context) -> list[pl.DataFrame]:
     """Fluids and drugs over a span: the start carries the rate, the end what was given; known when stored."""
     rows = context.described(rows, "d_items", ["itemid"], ["label"])
     start, end, stored, label = pl.col("starttime"), pl.col("endtime"), pl.col("storetime"), pl.col("label")
-    ended = _ended_before(start, end)
+    ended = ended_before(start, end)
     return [
         event(
             rows, named("INPUT", pl.lit("START"), "itemid"), pl.when(start.is_not_null()).then(

@@ -17,18 +17,20 @@ from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.physionet2012_records import (
     EPOCH,
     MAY_BE_ZERO,
-    RecordSet,
+    ONCE,
     aside,
     events,
     find_sets,
+    read,
     subjects,
 )
 from ehrsequencing.data.sources.spool import summary
-from ehrsequencing.data.sources.tables import Table, keyed
+from ehrsequencing.data.sources.tables import Held, Table, keyed
 from ehrsequencing.data.sources.target import Target
 from ehrsequencing.errors import ConfigError, DataError
 
 PREDICTION_TIME = EPOCH + datetime.timedelta(hours=48)
+LATE = {"more than 48 hours after admission": (pl.col("time") > PREDICTION_TIME).fill_null(False)}
 HORIZON_DAYS, MAX_HORIZON_DAYS = 365, 3650
 MIDDLE_OF_DAY = 0.5
 OUTCOMES: dict[str, Kind] = {"recordid": "id", "survival": "id", "in-hospital_death": "id"}
@@ -40,6 +42,7 @@ NOTES = [
     f"has, but for {', '.join(MAY_BE_ZERO)}; the publisher says nothing of it. Such rows make no event, and are "
     "counted. Other outliers are kept.",
     "Units are those of the publisher's table of variables; the files carry none.",
+    "Events after 48:00, the prediction time, are dropped.",
     "Events are stamped as published. For laboratory results that is the time of the specimen, so that a result may be "
     "known an hour or more too early.",
     "In-hospital death and survival are labels and never events; SAPS-I, SOFA and length of stay are left out.",
@@ -65,14 +68,15 @@ def load(src: Path, target: Target, *, horizon_days: int = HORIZON_DAYS) -> None
         raise ConfigError("horizon_days is out of range", got=horizon_days, expected=f"1 to {MAX_HORIZON_DAYS}")
     with TemporaryDirectory() as unpacked, target.writer() as writer:
         found = find_sets(src, Path(unpacked))
-        sets = [RecordSet.of(table) for table in found.values()]
+        sets = [Held(table.name, table.files, pieces=tuple(read(table))) for table in found.values()]
         stays = subjects([piece for table in sets for piece in table.pieces])
         outcomes, missing = _outcomes(src, list(found))
+        single = _lone_records([piece.rows for table in sets for piece in table.pieces])
         with target.spool(writer, stays, sets, "the sets") as spool:
             for table in sets:
                 for piece in spool.read(table, {}):
                     told = spool.set_aside(piece, aside())
-                    spool.add(told, *events(told.rows))
+                    spool.add(told, *events(told.rows), further=LATE)
             del table, sets
             codes = spool.book()
             written = spool.write(writer)
@@ -88,6 +92,7 @@ def load(src: Path, target: Target, *, horizon_days: int = HORIZON_DAYS) -> None
                 written,
                 codes,
                 conflicts={
+                    **single,
                     "outcomes_of_unknown_records": outcomes.join(stays, on="subject_id", how="anti").height,
                     "records_without_outcomes": stays.join(outcomes, on="subject_id", how="anti").height,
                 },
@@ -97,6 +102,16 @@ def load(src: Path, target: Target, *, horizon_days: int = HORIZON_DAYS) -> None
         )
         for name, (rows, manifest) in labels.items():
             writer.write_labels(name, rows, manifest)
+
+
+def _lone_records(pieces: list[pl.DataFrame]) -> dict[str, int]:
+    """Records that look like a misspelt RecordID: those of one row, and those that are not described."""
+    rows = pl.concat([piece.select("recordid", pl.col("parameter").is_in(ONCE).alias("described")) for piece in pieces])
+    records = rows.drop_nulls("recordid").group_by("recordid").agg(pl.len(), pl.col("described").any())
+    return {
+        "records_of_a_single_row": records.filter(len=1).height,
+        "records_without_descriptors": records.filter(described=False).height,
+    }
 
 
 def _outcomes(src: Path, letters: list[str]) -> tuple[pl.DataFrame, list[str]]:

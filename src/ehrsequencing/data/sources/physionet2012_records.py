@@ -6,17 +6,17 @@ import datetime
 import re
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR
 from ehrsequencing.data.sources.cells import Kind
+from ehrsequencing.data.sources.problems import ARCHIVE_PROBLEMS
 from ehrsequencing.data.sources.spool import event, named
-from ehrsequencing.data.sources.tables import Advance, Piece, Table, Wanted, find_tables, joined
+from ehrsequencing.data.sources.tables import Piece, Table, find_tables, joined
 from ehrsequencing.errors import DataError
 
 EPOCH = datetime.datetime(2000, 1, 1)
@@ -78,21 +78,6 @@ MAY_BE_ZERO = ("HR", "MechVent", "RespRate", "Urine")
 """What can stop or be off; elsewhere 0 is no value of somebody alive."""
 
 
-@dataclass(frozen=True)
-class RecordSet(Table):
-    """A set with its rows in memory, since the subjects of all sets are known only when all are read."""
-
-    pieces: tuple[Piece, ...] = ()
-
-    @classmethod
-    def of(cls, table: Table) -> RecordSet:
-        return cls(table.name, table.files, pieces=tuple(read(table)))
-
-    def read(self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None) -> Iterator[Piece]:
-        """The pieces, as `read` of this module made them; see `Table.read`."""
-        yield from self.pieces
-
-
 def find_sets(src: Path, unpacked: Path) -> dict[str, Table]:
     """The sets that lie in a folder, by letter.
 
@@ -147,7 +132,7 @@ def _unpack(archive: Path, folder: Path) -> tuple[Path, ...]:
     try:
         for name, content in _members(archive):
             (folder / name).write_bytes(content)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error) as problem:
+    except ARCHIVE_PROBLEMS as problem:
         raise DataError(
             f"{archive} is damaged or cut short", got=str(problem).splitlines()[0] if str(problem) else None,
             expected="the publisher's archive", remedy="compare its checksum with the publisher's",
@@ -158,7 +143,7 @@ def _unpack(archive: Path, folder: Path) -> tuple[Path, ...]:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    if archive.suffix == ".zip":
+    if archive.suffix.lower() == ".zip":
         with zipfile.ZipFile(archive) as bundle:
             for member in bundle.namelist():
                 if _is_record(Path(member).name):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import re
+import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,10 +17,16 @@ from ehrsequencing.data.sources.cells import Cells
 from ehrsequencing.errors import DataError
 
 if TYPE_CHECKING:
-    from ehrsequencing.data.sources.tables import Layout
+    from ehrsequencing.data.sources.csv_files import Layout
 
 SHOWN = 60
 _EXPECTED = {"id": ("whole numbers", "such as 17 or 17.0"), "text": ("text", "one value per row")}
+
+
+ARCHIVE_PROBLEMS = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
+)  # fmt: skip
+"""What the standard library raises about archives; RuntimeError of encrypted ones and of unknown compression."""
 
 
 class Place(NamedTuple):
@@ -62,6 +71,8 @@ def refuse_cells(bad: pl.Series, values: pl.Series, file: Path, row: pl.Series, 
         return
     first = bad.arg_true()[0]
     name, expected = _EXPECTED.get(cells.kind, ("times", "such as 2020-01-31 08:00:00 or 2020-01-31"))
+    if cells.kind == "id" and cells.expected is not None:
+        name = "identifiers"
     raise DataError(
         f"column {values.name} of {file} has {int(bad.sum())} values that are no {name}",
         got=f"{quoted(values[first])} in row {row[first]}",
@@ -101,6 +112,6 @@ class named_problems:  # noqa: N801
             raise DataError(
                 f"{self.file} is {'damaged or cut short' if damaged else 'malformed'}",
                 got=str(problem).splitlines()[0][:300],
-                expected="a parquet file" if self.file.suffix == ".parquet" else f"a {self.encoding} CSV file",
+                expected="a parquet file" if self.file.suffix.lower() == ".parquet" else f"a {self.encoding} CSV file",
                 remedy=remedy,
             ) from None

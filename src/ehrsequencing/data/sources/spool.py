@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from ehrsequencing.errors import DataError
 MAX_AGE_YEARS = 125
 EVENTS_PER_SHARD = 2_000_000
 MAX_SHARDS = 128  # files open at once; some systems allow 256
-BYTES_PER_ROW = {".gz": 20, ".csv": 100, ".parquet": 15, ".txt": 17}
+BYTES_PER_ROW = {".gz": 20, ".csv": 100, ".parquet": 15, ".txt": 17}  # others are compressed
 BOOK_ROWS = 200_000
 BOOK_SCHEMA = {"code": pl.String(), "kind": pl.String(), "description": pl.String(), "numeric": pl.Boolean()}
 WRITTEN = ("visits", "events_after_death", "subjects_without_birth", "events_repeated", "events_merged")
@@ -121,7 +122,7 @@ class EventSpool:
         """
         self.folder, self.strict, self.registry = folder, strict, registry
         sizes = {file: file.stat().st_size for table in tables for file in table.files}
-        rows = sum(size / BYTES_PER_ROW[file.suffix] for file, size in sizes.items())
+        rows = sum(size / BYTES_PER_ROW.get(file.suffix.lower(), 20) for file, size in sizes.items())
         self.shards = shards_of(subjects, min(MAX_SHARDS, int(rows // EVENTS_PER_SHARD) + 1))
         plausible = pl.when(pl.col("birth").is_between(EARLIEST, LATEST)).then("birth")
         births = subjects.select("subject_id", birth=plausible)
@@ -131,11 +132,13 @@ class EventSpool:
         self._notes: dict[str, dict[str, Any]] = {}
         self._books: dict[str, list[pl.DataFrame]] = {}
         self._files = SpoolFiles(folder)
+        self._reading = ExitStack()
 
     def __enter__(self) -> EventSpool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._reading.close()
         self._files.close()
 
     def advance(self, file: Path, position: int) -> None:
@@ -166,7 +169,8 @@ class EventSpool:
             for file in table.files:
                 self.advance(file, file.stat().st_size)
             return
-        yield from table.read(required, optional, self.advance)
+        # An error over a piece leaves the reader as it stands; it must have ended when the interpreter does.
+        yield from self._reading.enter_context(closing(table.read(required, optional, self.advance)))
         state = {"name": table.name, "account": stated(self.account(table.name)), "notes": self.notes(table.name)}
         self._books[table.name] = [self._book_of(table.name)]
         self._files.table_done(index, state, self._books[table.name][0])
@@ -184,6 +188,7 @@ class EventSpool:
         *events: pl.DataFrame,
         no_time: str = "without a time",
         no_event: str = "no event by rule",
+        further: Mapping[str, pl.Expr] | None = None,
         contradictions: Mapping[str, pl.Expr] | None = None,
     ) -> None:
         """Take the events made from a piece of a table.
@@ -193,6 +198,7 @@ class EventSpool:
             events: From `event`.
             no_time: Reason given for dated events without a time.
             no_event: Reason given for rows of which no event is made.
+            further: Reasons of the source's own why an event is dropped, to conditions on the events.
             contradictions: Name to a condition on the piece's rows that are kept and counted although what they say
                 cannot be, such as an end before the start.
 
@@ -213,7 +219,7 @@ class EventSpool:
                 )
                 account["contradictions"][name] += len(rows)
         joined = self._with_subjects(events[0] if len(events) == 1 else pl.concat(events))
-        reasons = self._reasons(no_time, piece.impossible)
+        reasons = self._reasons(no_time, piece.impossible) | dict(further or {})
         bad = joined.select(pl.any_horizontal(*reasons.values()).alias("bad"))["bad"]
         dropped = joined.clear().with_columns(reason=pl.lit(""))
         if bad.any():

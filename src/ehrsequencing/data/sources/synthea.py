@@ -15,7 +15,7 @@ import polars as pl
 from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE
 from ehrsequencing.data.sources.cells import Kind
 from ehrsequencing.data.sources.finishing import end_days
-from ehrsequencing.data.sources.identifiers import refuse_collisions, with_identifier
+from ehrsequencing.data.sources.identifiers import refuse_collisions, refuse_nul, with_identifier
 from ehrsequencing.data.sources.problems import Place, quoted
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, EventSpool, event, named, summary
 from ehrsequencing.data.sources.synthea_tables import (
@@ -76,6 +76,7 @@ def load(src: Path, target: Target) -> None:
     tables = find_tables(src)
     require_tables(tables, (PEOPLE,), src)
     people = tables[PEOPLE].whole(PATIENTS, PATIENTS_OPTIONAL)
+    refuse_nul(people.rows, "id", people.file)
     registry = with_identifier(keyed(people, "id"), "id", SUBJECT)
     refuse_collisions(registry, "id", SUBJECT, str(people.file))
     specs = [spec for spec in SPECS if spec.name in tables]
@@ -163,6 +164,8 @@ def _add(spool: EventSpool, table: Table, spec: Spec, registry: pl.DataFrame) ->
 
 def _identified(piece: Piece, visit: str, registry: pl.DataFrame) -> pl.DataFrame:
     """Rows with `subject_id` and `visit_id`."""
+    for column in ("patient", visit):
+        refuse_nul(piece.rows, column, piece.file)
     rows = with_identifier(with_identifier(piece.rows, "patient", SUBJECT), visit, VISIT)
     met = rows.select(id="patient", subject_id=SUBJECT).drop_nulls().unique()
     known = registry.join(met, on=SUBJECT, how="semi").select("id", SUBJECT)

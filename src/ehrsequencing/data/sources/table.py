@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from ehrsequencing.data.calendar import SHIFTED_DATES
 from ehrsequencing.data.dataset import name_some
-from ehrsequencing.data.sources.finishing import end_days
+from ehrsequencing.data.sources.finishing import end_days, known_visits
 from ehrsequencing.data.sources.problems import shortened
 from ehrsequencing.data.sources.spool import (
     EXACT,
@@ -49,6 +48,7 @@ NOTES = [
 ]
 HASHED = "subject_id is the first 63 bits of BLAKE2b-64 of the identifier; metadata/subject_ids.parquet has both."
 OFFSET = f"{SHIFTED_DATES}: the mapping's times are numbers since an origin, so calendar dates mean nothing."
+UNKNOWN_VISITS = "events_of_visits_that_are_not_in_the_table_of_visits"
 SUBJECT_IDS_FILE = "metadata/subject_ids.parquet"
 
 
@@ -79,7 +79,9 @@ def load(src: Path, target: Target, *, mapping: Path) -> None:
             timed = [index for index, plan in enumerate(plans) if _add(spool, plan, given)]
             names = [plans[index].table.name for index in timed]
             book = _with_descriptions(spool.book(), given, files, readers)
-            written = spool.write(writer, partial(end_days, timed=timed))
+            visits = None if given.visits is None else 0 if given.subjects is None else 1
+            finish = _Finish(timed, visits)
+            written = spool.write(writer, finish, finish.conflicts)
             codes = book.join(written["events_by_code"], on="code", how="semi")
             if people is not None and "observed_until" in people.rows.columns:
                 write_observation_end(writer, _observation(people.rows, timed=bool(timed)))
@@ -104,10 +106,30 @@ def load(src: Path, target: Target, *, mapping: Path) -> None:
                     written,
                     codes,
                     date_only=not timed,
+                    **({"conflicts": dict(finish.conflicts)} if visits is not None else {}),
                     events_at_midnight=spool.midnights(names),
                     tables_not_read=files.not_used(),
                 ),
             )
+
+
+class _Finish:
+    """Last changes to a shard: days ended, and `visit_id` taken from events of unknown visits, which it counts."""
+
+    def __init__(self, timed: list[int], visits: int | None) -> None:
+        """Args:
+        timed: Tables with times of day.
+        visits: The table of visits, if there is one.
+        """
+        self.timed, self.visits = timed, visits
+        self.conflicts: Counter[str] = Counter()
+
+    def __call__(self, events: pl.DataFrame) -> pl.DataFrame:
+        events = end_days(events, self.timed)
+        if self.visits is not None:
+            events, unknown = known_visits(events, self.visits)
+            self.conflicts[UNKNOWN_VISITS] += unknown
+        return events
 
 
 def _plans(given: TableMapping, files: TableFiles, readers: CellReaders) -> list[Plan]:
@@ -117,10 +139,8 @@ def _plans(given: TableMapping, files: TableFiles, readers: CellReaders) -> list
         plans.append(subjects_plan(given.subjects, files.find(given.subjects.file), readers))
     visits = None
     if given.visits is not None:
-        table = files.find(given.visits.file)
-        plans.append(visits_plan(given.visits, table, readers))
-        if any(block.at_visit for block in given.tables):
-            visits = visit_times(given.visits, table, readers)
+        plans.append(visits_plan(given.visits, files.find(given.visits.file), readers))
+        visits = visit_times(given.visits, plans[-1], readers)
     for block in given.tables:
         plan = events_plan(block, files.find(block.file), readers, visits)
         plans.append(plan if block.name is None else replace(plan, table=replace(plan.table, name=block.name)))
@@ -133,19 +153,25 @@ def _plans(given: TableMapping, files: TableFiles, readers: CellReaders) -> list
 
 
 def _people(given: TableMapping, plans: list[Plan]) -> Piece | None:
-    """The rows of the table of subjects; None where the mapping has none.
+    """The rows of the table of subjects that `where` leaves; None where the mapping has none.
 
     Raises:
-        DataError: a subject is stated twice with different facts.
+        DataError: `where` leaves none; a subject is stated twice with different facts.
     """
     if given.subjects is None:
         return None
     piece = plans[0].table.whole(plans[0].cells)
     _, kept = filter_cells(CellReaders(given), given.subjects.where)
     facts = [name for name in plans[0].cells if not name.startswith("where:")]
-    stated = piece.rows.filter(kept).unique(facts, keep="first", maintain_order=True)
+    people = replace(piece, rows=piece.rows.filter(kept))
+    if people.rows.is_empty() and len(piece.rows):
+        raise DataError(
+            f"where in [subjects] excludes everyone in {piece.file}", got=f"{len(piece.rows)} rows",
+            expected="at least one subject", remedy="mend where in the mapping",
+        )  # fmt: skip
+    stated = people.rows.unique(facts, keep="first", maintain_order=True)
     keyed(replace(piece, rows=stated), "subject_id", f"{given.subjects.subject} with other facts")
-    return piece
+    return people
 
 
 def _registry(people: Piece | None, plans: list[Plan], readers: CellReaders, file: Path) -> pl.DataFrame:
@@ -202,8 +228,10 @@ def _add(spool: EventSpool, plan: Plan, given: TableMapping) -> bool:
         )  # fmt: skip
     wanted = given.visits.inpatient if plan.classes and given.visits is not None else ()
     if isinstance(wanted, list) and (absent := sorted(set(wanted) - set(notes.get("classes", ())))):
+        found = name_some(notes.get("classes", ()))
         raise DataError(
-            f"{name} has no visit of class {', '.join(absent)}", got=name_some(notes.get("classes", ())),
+            f"{name} has no visit of class {', '.join(absent)}",
+            got=found or (f"{account['rows']} rows without a class" if account["rows"] else "a header and no row"),
             remedy="mend inpatient in [visits]",
         )  # fmt: skip
     return bool(notes.get("timed"))
@@ -229,10 +257,9 @@ def _sexes(given: TableMapping, people: Piece | None) -> list[str]:
     """A note on the sexes that the mapping does not know."""
     if people is None or given.subjects is None or given.subjects.sex is None:
         return []
-    _, kept = filter_cells(CellReaders(given), given.subjects.where)
     _, known = sex_of(given.subjects)
     cell = pl.col("sex")
-    counts = people.rows.filter(kept & cell.is_not_null() & ~known)["sex"].value_counts()
+    counts = people.rows.filter(cell.is_not_null() & ~known)["sex"].value_counts()
     if counts.is_empty():
         return []
     ordered = counts.sort("count", "sex", descending=[True, False])

@@ -12,12 +12,14 @@ from ehrsequencing.data.sources.cells import Cells, text_beside
 from ehrsequencing.data.sources.spool import DATE_ONLY, EXACT, MIDNIGHT, event, named
 from ehrsequencing.data.sources.table_cells import CellReaders, condition, has_clock
 from ehrsequencing.data.sources.table_mapping import OFFSETS, Codes, EventTable, Subjects, Visits, Where, Wide
-from ehrsequencing.data.sources.tables import Table, once
+from ehrsequencing.data.sources.tables import Piece, Table, once
+from ehrsequencing.errors import DataError
 
 KEYS = ("subject_id", "visit_id")
 SEXES = ("F", "M")
 UNKNOWN_SEX = "a sex that is neither F nor M nor in sex_values, kept as its own code"
 NO_STAY = "visit without a start, or stay without an end that follows its start"
+NO_VISIT_ID = "no identifier of the visit, so that its events are of none"
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,10 @@ def visits_plan(block: Visits, table: Table, readers: CellReaders) -> Plan:
 
     return Plan(
         table, cells, events, NO_STAY,
-        contradictions={"visits that end before they start": kept & ~stay & (end < start) & ~by_day},
+        contradictions={
+            "visits that end before they start": kept & ~stay & (end < start) & ~by_day,
+            NO_VISIT_ID: kept & pl.col("visit_id").is_null(),
+        },
         classes=("class",) if stays else (),
     )  # fmt: skip
 
@@ -269,7 +274,11 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
             unit=None if each.unit is None else pl.lit(each.unit), text=text, clock=known, where=kept & filled,
         )  # fmt: skip
 
-    no_time = "without a time" if block.at_visit is None else f"of a visit unknown or without {block.at_visit}"
+    no_time = (
+        "without a time"
+        if block.at_visit is None
+        else f"of a visit unknown, excluded by where, or without {block.at_visit}"
+    )
     return Plan(
         table,
         cells,
@@ -283,17 +292,40 @@ def _names(stem: str, count: int) -> Iterator[str]:
     return (f"{stem}:{place}" for place in range(count))
 
 
-def visit_times(block: Visits, table: Table, readers: CellReaders) -> pl.DataFrame:
-    """Columns `subject_id`, `visit_id`, `start`, `end` of every visit, each once; in memory.
+def visit_times(block: Visits, plan: Plan, readers: CellReaders) -> pl.DataFrame:
+    """Columns `subject_id`, `visit_id`, `start`, `end` of every visit that `where` leaves, each once; in memory.
 
     An end before the start is none. `start:date` and `end:date` are 1 where only the day is known.
+
+    Args:
+        block: The visits.
+        plan: From `visits_plan`.
+        readers: Of the mapping.
+
+    Raises:
+        DataError: a visit is stated twice, and rows of it differ in a column that the mapping names.
     """
-    plan = visits_plan(block, table, readers)
-    times = ("start", "start:date", "end", "end:date")
-    cells = {name: cells for name, cells in plan.cells.items() if name in (*KEYS, *times)}
-    piece = table.whole(cells)
-    rows = once(piece.rows.drop("row"), list(KEYS), piece.file)
-    if "end" not in cells:
+    _, kept = filter_cells(readers, block.where)
+    facts = [name for name in plan.cells if not name.startswith("where:")]
+    times = [name for name in ("start", "start:date", "end", "end:date") if name in plan.cells]
+    files = plan.table.files
+
+    def stated(piece: Piece) -> pl.DataFrame:
+        rows = piece.rows.filter(kept).drop_nulls(KEYS)
+        place = pl.lit(files.index(piece.file), dtype=pl.UInt16)
+        hashes = rows.select(facts).hash_rows()
+        return rows.select(*KEYS, *times, "row").with_columns(hashes.alias("facts"), file=place)
+
+    found = [stated(piece) for piece in plan.table.read(plan.cells)] or [stated(plan.table.whole(plan.cells))]
+    rows = pl.concat(found).unique([*KEYS, "facts"], keep="first", maintain_order=True)
+    if len(twice := rows.filter(pl.struct(KEYS).is_duplicated()).sort(KEYS, maintain_order=True)):
+        places = (f"row {row} of {files[file]}" for row, file in twice.select("row", "file").head(2).iter_rows())
+        raise DataError(
+            f"{plan.table.name} states a visit twice, and differently", got=" and ".join(places),
+            expected="each visit of a subject once, or in equal rows",
+        )  # fmt: skip
+    rows = rows.drop("row", "file", "facts")
+    if "end" not in plan.cells:
         return rows.with_columns(end=pl.lit(None, dtype=pl.Datetime("us")), **{"end:date": pl.lit(0.0)})
     start, end = pl.col("start"), pl.col("end")
     by_day = _ends_with_its_day(start, end).fill_null(False)

@@ -9,6 +9,7 @@ import polars as pl
 
 from ehrsequencing.data.schema import DAYS_PER_YEAR
 from ehrsequencing.data.sources.cells import READERS, Cells, Reader, stripped
+from ehrsequencing.data.sources.identifiers import MEND_NUL, NO_NUL, with_nul
 from ehrsequencing.data.sources.table_mapping import OFFSETS, Mapping, Where
 from ehrsequencing.errors import DataError
 
@@ -42,7 +43,7 @@ class TextIdentifiers:
                 )  # fmt: skip
             self.known[name], self.texts[number] = number, name
         numbers = text.replace_strict(self.known, return_dtype=pl.Int64) if self.known else text.cast(pl.Int64)
-        return numbers, None
+        return numbers, with_nul(text)
 
 
 def visit_identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
@@ -50,7 +51,7 @@ def visit_identifiers(values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     text = stripped(values.cast(pl.String))
     names = text.drop_nulls().unique()
     numbers = dict(zip(names, map(hashed, names), strict=True))
-    return text.replace_strict(numbers, return_dtype=pl.Int64) if numbers else text.cast(pl.Int64), None
+    return text.replace_strict(numbers, return_dtype=pl.Int64) if numbers else text.cast(pl.Int64), with_nul(text)
 
 
 class CellReaders:
@@ -62,11 +63,12 @@ class CellReaders:
 
     def subject(self, column: str) -> Cells:
         reader: Reader = self.subjects if self.mapping.ids == "text" else READERS["id"]
-        return Cells("id", (column.lower(),), reader, remedy="set ids = 'text' in the mapping")
+        return _identifier(column, reader, None if self.mapping.ids == "text" else "set ids = 'text' in the mapping")
 
     def visit(self, column: str) -> Cells:
         reader: Reader = visit_identifiers if self.mapping.visit_ids == "text" else READERS["id"]
-        return Cells("id", (column.lower(),), reader, remedy="set visit_ids = 'text' in the mapping")
+        known = self.mapping.visit_ids == "text"
+        return _identifier(column, reader, None if known else "set visit_ids = 'text' in the mapping")
 
     def text(self, column: str) -> Cells:
         return Cells("text", (column.lower(),), READERS["text"])
@@ -116,6 +118,12 @@ class CellReaders:
             "time", (column.lower(),), lambda values: since(values, origin, seconds, number),
             expected="ages in years at origin", remedy="mend age, or list the value in missing, in the mapping",
         )  # fmt: skip
+
+
+def _identifier(column: str, reader: Reader, remedy: str | None) -> Cells:
+    """Whole numbers, with the remedy where they are none; any text but that of a damaged file without one."""
+    expected = NO_NUL if remedy is None else None
+    return Cells("id", (column.lower(),), reader, expected=expected, remedy=remedy or MEND_NUL)
 
 
 def _example(form: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from ehrsequencing.data.sources.csv_files import Layout
 from ehrsequencing.data.sources.table_mapping import Mapping
-from ehrsequencing.data.sources.tables import SUFFIXES, Layout, Table, find_tables, table_name
+from ehrsequencing.data.sources.tables import SUFFIXES, Table, find_tables, table_name
 from ehrsequencing.errors import ConfigError, DataError
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import polars as pl
 import polars.selectors as cs
-import pyarrow as pa
-import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from ehrsequencing.data.sources.cells import (
@@ -29,18 +23,14 @@ from ehrsequencing.data.sources.cells import (
     text_beside,
     texts,
 )
+from ehrsequencing.data.sources.csv_files import PLAIN, Advance, Layout, csv_blocks, frame_of, header
 from ehrsequencing.data.sources.problems import Place, named_problems, quoted, refuse_cells
 from ehrsequencing.errors import DataError
 
 Wanted = Mapping[str, Kind | Cells]
 """Columns by lower-case name: what they hold, or how they are read (then under any name)."""
-Advance = Callable[[Path, int], None]
-"""Called with a file and how many of its bytes have been read."""
-
-_T = TypeVar("_T")
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-BLOCK_BYTES = 8 << 20
 PARQUET_ROWS = 1 << 17
 
 
@@ -81,36 +71,16 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a CSV file is written.
-
-    Attributes:
-        encoding: Of Python.
-        delimiter: None: a comma, or a tab where the first line has tabs and no comma (OHDSI's vocabularies).
-        missing: Cells that mean nothing; in parquet, too.
-        stated_in: What states encoding and delimiter, for messages; None where nothing does.
-    """
-
-    encoding: str = "utf-8"
-    delimiter: str | None = None
-    missing: tuple[str, ...] = ("",)
-    stated_in: str | None = None
-
-    @property
-    def extends_ascii(self) -> bool:
-        """Whether bytes below 128 are ASCII."""
-        return not self.encoding.lower().replace("_", "-").startswith(("utf-16", "utf16", "utf-32", "utf32"))
-
-
-@dataclass(frozen=True)
 class Table:
     """One table, in one file or in several parts."""
 
     name: str
     files: tuple[Path, ...]
-    layout: Layout = Layout()
+    layout: Layout = PLAIN
 
-    def read(self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None) -> Iterator[Piece]:
+    def read(
+        self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None
+    ) -> Generator[Piece, None, None]:
         """Yield typed pieces; memory holds one.
 
         Args:
@@ -134,12 +104,14 @@ class Table:
                     remedy=self.layout.stated_in and f"mend the names, or delimiter, in {self.layout.stated_in}",
                 )
             columns = {column for cells in wanted.values() for column in cells.columns if column in found}
-            read = _parquet if file.suffix == ".parquet" else _csv
+            read = _parquet if file.suffix.lower() == ".parquet" else csv_blocks
             first = 1
-            for raw in read(file, [found[column] for column in found if column in columns], self.layout, advance):
-                renamed = raw.rename({found[column]: column for column in columns})
-                yield self._typed(renamed, pl.int_range(first, first + len(raw), eager=True), wanted, file)
-                first += len(raw)
+            names = [found[column] for column in found if column in columns]
+            with closing(read(file, names, self.layout, advance)) as blocks:
+                for raw in blocks:
+                    renamed = raw.rename({found[column]: column for column in columns})
+                    yield self._typed(renamed, pl.int_range(first, first + len(raw), eager=True), wanted, file)
+                    first += len(raw)
 
     def whole(self, required: Wanted, optional: Wanted | None = None) -> Piece:
         """All rows in one piece, for small tables."""
@@ -194,6 +166,22 @@ class Table:
             self.name, file, pl.DataFrame(columns), counts["number"], counts["time"], tuple(absent), counts["text"],
             first, tuple(sorted(impossible)),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Held(Table):
+    """A table with its pieces in memory, for sources whose subjects are known only when all rows are read."""
+
+    pieces: tuple[Piece, ...] = ()
+
+    def read(
+        self, required: Wanted, optional: Wanted | None = None, advance: Advance | None = None
+    ) -> Generator[Piece, None, None]:
+        """The pieces, as the source made them; see `Table.read`."""
+        yield from self.pieces
+        if advance is not None:
+            for file in self.files:
+                advance(file, file.stat().st_size)
 
 
 def _texts_of(values: pl.Series, bad: pl.Series | None) -> tuple[pl.Series, pl.Series | None]:
@@ -323,105 +311,33 @@ def _is_part(path: Path) -> bool:
     return path.is_file() and not path.name.startswith((".", "_")) and table_name(path) is not None
 
 
-def column_names(file: Path, layout: Layout = Layout()) -> dict[str, str]:
+def column_names(file: Path, layout: Layout = PLAIN) -> dict[str, str]:
     """Lower-case column names to the names as written.
 
     Raises:
         DataError: the file is empty or damaged, or repeats a name.
     """
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         with named_problems(file):
             names = pq.read_schema(file).names
     else:
-        names = _header(file, layout)[0]
+        names = header(file, layout)[0]
     lower = [name.strip().lower() for name in names]
     if repeated := sorted({name for name in lower if lower.count(name) > 1}):
         raise DataError(f"{file} repeats columns", got=", ".join(repeated), expected="each name once")
     return dict(zip(lower, names, strict=True))
 
 
-def _header(file: Path, layout: Layout) -> tuple[list[str], str]:
-    """Column names and the delimiter."""
-    opener: Callable[..., io.BufferedIOBase] = gzip.open if file.suffix == ".gz" else open  # type: ignore[assignment]
-    encoding = "utf-8-sig" if layout.encoding.lower() in ("utf-8", "utf8") else layout.encoding
-    with named_problems(file, layout), opener(file, "rb") as stream:
-        # In UTF-16 the line ends within its last character.
-        line = stream.readline().decode(encoding, "strict" if layout.extends_ascii else "ignore").rstrip("\r\n")
-    if not line:
-        raise DataError(f"{file} is empty", expected="a header and rows")
-    delimiter = layout.delimiter or ("\t" if "\t" in line and "," not in line else ",")
-    return next(csv.reader([line], delimiter=delimiter)), delimiter
-
-
-class _Counted(io.RawIOBase):
-    """A stream that counts the quotation marks that it gives out."""
-
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self.stream, self.quotes = stream, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        content: bytes = self.stream.read(size)
-        self.quotes += content.count(b'"')
-        return content
-
-
-def _csv(file: Path, columns: list[str], layout: Layout, advance: Advance | None) -> Iterator[pl.DataFrame]:
-    _, delimiter = _header(file, layout)
-    quoted = delimiter != "\t"
-    rows = 0
-    with named_problems(file, layout), file.open("rb", buffering=0) as raw:
-        counted = _Counted(pa.input_stream(raw, compression="gzip" if file.suffix == ".gz" else None))
-        reader = pc.open_csv(
-            counted,
-            # On one thread, errors say which row; decompression and conversion already run beside our own work.
-            read_options=pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, encoding=layout.encoding),
-            parse_options=pc.ParseOptions(
-                delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
-            ),
-            convert_options=pc.ConvertOptions(
-                include_columns=columns,
-                column_types=dict.fromkeys(columns, pa.large_string()),
-                strings_can_be_null=True,
-                null_values=list(layout.missing),
-            ),
-        )
-        blocks = ((batch, raw.tell()) for batch in reader)
-        for batch, position in _ahead(blocks) if file.stat().st_size > BLOCK_BYTES else blocks:
-            rows += batch.num_rows
-            if batch.num_rows:
-                yield _frame(batch)
-            if advance is not None:
-                advance(file, position)
-        if quoted and layout.extends_ascii and counted.quotes % 2:
-            # The parser takes the rest of the file as one cell, and with it all rows therein.
-            raise DataError(f"{file} has a quotation mark that is never closed", got=f"row {rows} to the end")
-
-
-def _ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """The same, the next one being made on another thread meanwhile; ends that thread before it ends itself."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = thread.submit(next, items, None)
-            yield item
-
-
-def _parquet(file: Path, columns: list[str], layout: Layout, advance: Advance | None) -> Iterator[pl.DataFrame]:
+def _parquet(
+    file: Path, columns: list[str], layout: Layout, advance: Advance | None
+) -> Generator[pl.DataFrame, None, None]:
     missing = [cell for cell in layout.missing if cell]
     with named_problems(file), pq.ParquetFile(file) as source:
         total, done, size = source.metadata.num_rows, 0, file.stat().st_size
         for batch in source.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
             if batch.num_rows:
-                frame = _frame(batch)
+                frame = frame_of(batch)
                 yield frame.with_columns(cs.string().replace(missing, None)) if missing else frame
             done += batch.num_rows
             if advance is not None:
                 advance(file, size * done // max(total, 1))
-
-
-def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
-    frame = pl.from_arrow(batch)
-    return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()

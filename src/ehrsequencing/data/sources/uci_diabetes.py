@@ -12,9 +12,12 @@ from typing import Any
 import polars as pl
 
 from ehrsequencing.data.calendar import NO_DATES
-from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, EVENT_SCHEMA, SPLITS, kind_of_code
+from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, kind_of_code
+from ehrsequencing.data.sources.spool import event, summary
+from ehrsequencing.data.sources.tables import Held, Piece
 from ehrsequencing.data.sources.target import Target
 from ehrsequencing.data.sources.uci_diabetes_tables import (
+    BANDS,
     CATEGORIES,
     COUNTS_AT_ADMISSION,
     COUNTS_AT_DISCHARGE,
@@ -23,11 +26,12 @@ from ehrsequencing.data.sources.uci_diabetes_tables import (
     DRUGS,
     ENCOUNTERS_FILE,
     MAPPED,
+    MAX_COUNT,
     STATIC,
+    odd_band,
     parse,
     read,
 )
-from ehrsequencing.data.splits import split_of
 from ehrsequencing.errors import DataError
 
 EPOCH = datetime.datetime(2000, 1, 1)
@@ -53,6 +57,8 @@ NOTES = [
     "are missing and make no event.",
     "Weight is the midpoint of the published band in pounds; '>200' is taken as 200.",
     "MEDS_DEATH is at discharge of dispositions 11, 19, 20 and 21 where it is the patient's last encounter.",
+    f"Ages and weights whose band cannot be, counts above {MAX_COUNT}, and identifiers that IDs_mapping.csv lacks are "
+    "missing and make no event; they are counted. A diagnosis that an encounter repeats is one event.",
     "`readmitted` is a label (labels/readmission_30d.parquet) and never an event.",
 ]
 
@@ -65,60 +71,45 @@ def load(src: Path, target: Target) -> None:
         target: Where it is written, and how.
 
     Raises:
-        DataError: a file or column is missing, a value does not parse, an encounter is repeated; with `strict`, an
-            encounter after a discharge by death.
+        DataError: a file or column is missing, a value does not parse, an encounter is repeated; with `strict`, a
+            value that cannot be, or an encounter after a discharge by death.
         RunError: `out` exists.
     """
-    table, mapping = read(src)
+    file, table, mapping = read(src)
     encounters, conflicts = _timeline(parse(table))
     if target.strict and len(after := encounters.filter("after_death")):
-        first = after.sort("line").row(0, named=True)
+        first = after.sort("row").row(0, named=True)
         raise DataError(
-            f"{src}: {ENCOUNTERS_FILE} has {len(after)} encounters after a discharge by death",
-            got=f"encounter {first['encounter_id']} of patient {first['patient_nbr']} on line {first['line']}",
+            f"{file} has {len(after)} encounters after a discharge by death",
+            got=f"encounter {first['encounter_id']} of patient {first['patient_nbr']} on line {first['row'] + 1}",
             remedy="mend the file, or import without strict, which counts them in the manifest",
         )
-    events = _events(encounters, mapping)
-    codes = _code_table(events, mapping)
-    labels, manifest = _labels(encounters)
-    patients = encounters["patient_nbr"].unique().sort()
-    splits = pl.DataFrame({"subject_id": patients, "split": split_of(patients.to_numpy())})
-    with target.writer() as writer:
-        by_split = events.join(splits, on="subject_id").partition_by("split", as_dict=True, include_key=False)
-        for done, split in enumerate(SPLITS, start=1):
-            whole = writer.folder / f".{split}.whole"
-            if (split,) in by_split and not whole.exists():
-                writer.write_events(split, 0, by_split[(split,)])
-                whole.touch()
-            if target.progress is not None:
-                target.progress(done, len(SPLITS))
+    name = ENCOUNTERS_FILE.removesuffix(".csv")
+    held = Held(name, (file if src.is_dir() else src,), pieces=(Piece(name, file, encounters),))
+    subjects = encounters.filter("first").select(subject_id="patient_nbr", birth=_birth())
+    with target.writer() as writer, target.spool(writer, subjects, [held], name) as spool:
+        for piece in spool.read(held, {}):
+            spool.add(piece, *_events(piece.rows, mapping), contradictions=_contradictions(mapping))
+        written = spool.write(writer)
+        book = spool.book().join(written["events_by_code"], on="code", how="semi")
+        codes = _code_table(book, mapping)
         writer.finish(
             codes,
             source="uci-diabetes",
             options={"strict": target.strict},
             notes=NOTES,
-            extra={
-                **_account(encounters, events, codes),
-                "encounters": len(encounters),
-                "conflicts": conflicts,
-                "labels": [LABEL],
-            },
+            extra=summary(spool, written, codes, encounters=len(encounters), conflicts=conflicts, labels=[LABEL]),
         )
-        writer.write_labels(LABEL, labels, manifest)
+        writer.write_labels(LABEL, *_labels(encounters))
 
 
-def _account(encounters: pl.DataFrame, events: pl.DataFrame, codes: pl.DataFrame) -> dict[str, Any]:
-    """Entries that every source states; each encounter makes events (its age at least), what is odd is refused."""
-    kinds = events.join(codes.select("code", "kind"), on="code").group_by("kind").len().sort("kind")
-    with_events = events["visit_id"].drop_nulls().n_unique()
-    made = {"rows": len(encounters), "events": len(events), "rows_with_events": with_events}
+def _contradictions(mapping: dict[str, dict[int, str]]) -> dict[str, pl.Expr]:
+    """What makes a cell one that cannot be, by what is told of it; the cell then makes no event."""
     return {
-        "visits": len(encounters),
-        "events_by_kind": dict(kinds.iter_rows()),
-        "events_dropped": {},
-        "events_repeated": 0,
-        "events_merged": 0,
-        "tables": {ENCOUNTERS_FILE.removesuffix(".csv"): made},
+        **{f"{column} that cannot be": odd_band(column, most) for column, (_, most) in BANDS.items()},
+        **{f"{column} above {MAX_COUNT}": pl.col(column) > MAX_COUNT for column in COUNTS_AT_ADMISSION},
+        **{f"{column} above {MAX_COUNT}": pl.col(column) > MAX_COUNT for column in COUNTS_AT_DISCHARGE},
+        **{f"{column} that IDs_mapping.csv lacks": ~pl.col(column).is_in(list(mapping[column])) for column in MAPPED},
     }
 
 
@@ -146,18 +137,26 @@ def _timeline(encounters: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     conflicts["encounters_younger_than_the_one_before"] = int(
         encounters.select((pl.col("age_years").diff().over("patient_nbr") < 0).sum()).item()
     )
+    conflicts["diagnoses_repeated_in_an_encounter"] = sum(
+        int(encounters.select(_repeated(place).sum()).item()) for place in range(len(DIAGNOSES))
+    )
     encounters = encounters.with_columns(after_death=died.cum_sum().over("patient_nbr") - died > 0)
     conflicts["encounters_after_a_discharge_by_death"] = int(encounters["after_death"].sum())
     return encounters, conflicts
 
 
-def _events(encounters: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.DataFrame:
-    """Long table of events, columns of `EVENT_SCHEMA`."""
-    rows: list[pl.DataFrame] = []
+def _birth() -> pl.Expr:
+    """The age before the admission; null without an age."""
+    return pl.col("admitted") - pl.duration(days=(pl.col("age_years") * DAYS_PER_YEAR).round().cast(pl.Int64))
+
+
+def _events(encounters: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> list[pl.DataFrame]:
+    """Events as `EventSpool.add` takes them; kinds and descriptions come with the code table."""
+    events: list[pl.DataFrame] = []
 
     def add(
         code: pl.Expr,
-        time: pl.Expr,
+        time: pl.Expr | None,
         *,
         where: pl.Expr | None = None,
         value: pl.Expr | None = None,
@@ -165,41 +164,34 @@ def _events(encounters: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.
         text: pl.Expr | None = None,
         in_visit: bool = True,
     ) -> None:
-        nothing = pl.lit(None)
-        rows.append(
-            encounters.filter(pl.lit(True) if where is None else where)
-            .select(
-                subject_id=pl.col("patient_nbr"),
-                time=time.cast(pl.Datetime("us")),
-                code=code,
-                numeric_value=(nothing if value is None else value).cast(pl.Float32),
-                visit_id=(pl.col("encounter_id") if in_visit else nothing).cast(pl.Int64),
-                unit=pl.lit(unit, dtype=pl.String),
-                text_value=(nothing if text is None else text).cast(pl.String),
+        stated = code.is_not_null()
+        events.append(
+            event(
+                encounters, code, time, "other", subject="patient_nbr", visit="encounter_id" if in_visit else None,
+                value=value, unit=pl.lit(unit, dtype=pl.String), text=text,
+                where=stated if where is None else stated & where,
             )
-            .filter(pl.col("code").is_not_null())
-        )
+        )  # fmt: skip
 
     admitted, discharged = pl.col("admitted"), pl.col("discharged")
-    birth = admitted - pl.duration(days=(pl.col("age_years") * DAYS_PER_YEAR).round().cast(pl.Int64))
-    add(pl.lit(BIRTH_CODE), birth, where=pl.col("first"), in_visit=False)
+    known_age, known_weight = pl.col("age_years").is_not_null(), pl.col("weight_pounds").is_not_null()
+    add(pl.lit(BIRTH_CODE), _birth(), where=pl.col("first") & known_age, in_visit=False)
     for column, prefix in STATIC.items():
         known = pl.col(column).is_not_null()
         first_known = known & (known.cum_sum().over("patient_nbr") == 1)
-        add(_prefixed(prefix, column), pl.lit(None), where=first_known & pl.col("first"), in_visit=False)
+        add(_prefixed(prefix, column), None, where=first_known & pl.col("first"), in_visit=False)
         add(_prefixed(prefix, column), admitted, where=first_known & ~pl.col("first"))
-    add(pl.lit("UCI_AGE"), admitted, value=pl.col("age_years"), unit="a", text=pl.col("age"))
+    add(pl.lit("UCI_AGE"), admitted, where=known_age, value=pl.col("age_years"), unit="a", text=pl.col("age"))
     for column, (prefix, at_admission) in MAPPED.items():
-        missing = [key for key, description in mapping[column].items() if description in MISSING_DESCRIPTIONS]
-        known = ~pl.col(column).is_in(missing)
+        known = pl.col(column).is_in([key for key, text in mapping[column].items() if text not in MISSING_DESCRIPTIONS])
         add(_prefixed(prefix, column), admitted if at_admission else discharged, where=known)
-    for column, (prefix, _, at_admission, _) in CATEGORIES.items():
+    for column, (prefix, at_admission, _) in CATEGORIES.items():
         add(_prefixed(prefix, column), admitted if at_admission else discharged)
     for column in (*COUNTS_AT_ADMISSION, *COUNTS_AT_DISCHARGE):
         time = admitted if column in COUNTS_AT_ADMISSION else discharged
         unit = "d" if column == "time_in_hospital" else None
-        add(pl.lit(f"UCI_{column.upper()}"), time, value=pl.col(column), unit=unit)
-    known_weight = pl.col("weight").is_not_null()
+        plausible = pl.col(column) <= MAX_COUNT
+        add(pl.lit(f"UCI_{column.upper()}"), time, where=plausible, value=pl.col(column), unit=unit)
     add(
         pl.lit("UCI_WEIGHT"),
         discharged,
@@ -208,15 +200,19 @@ def _events(encounters: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.
         unit="[lb_av]",
         text=pl.col("weight"),
     )
-    first, second, third = (pl.col(column) for column in DIAGNOSES)
     add(_prefixed("DIAGNOSIS_PRINCIPAL//ICD9CM", "diag_1"), discharged)
-    add(_prefixed("ICD9CM", "diag_1"), discharged)
-    add(_prefixed("ICD9CM", "diag_2"), discharged, where=second.ne_missing(first))
-    add(_prefixed("ICD9CM", "diag_3"), discharged, where=third.ne_missing(first) & third.ne_missing(second))
+    for place, column in enumerate(DIAGNOSES):
+        add(_prefixed("ICD9CM", column), discharged, where=~_repeated(place))
     for drug in DRUGS:
         add(_prefixed(f"UCI_DRUG//{drug}", drug), discharged, where=pl.col(drug) != "No")
     add(pl.lit(DEATH_CODE), discharged, where=pl.col("last") & pl.col("discharge_disposition_id").is_in(DIED))
-    return pl.concat(rows).select(*EVENT_SCHEMA)
+    return events
+
+
+def _repeated(place: int) -> pl.Expr:
+    """Whether a diagnosis of an encounter, by its place among the three, is there before."""
+    before = (pl.col(DIAGNOSES[place]) == pl.col(column) for column in DIAGNOSES[:place])
+    return pl.any_horizontal(pl.lit(False), *(same.fill_null(False) for same in before))
 
 
 def _prefixed(prefix: str, column: str) -> pl.Expr:
@@ -224,17 +220,16 @@ def _prefixed(prefix: str, column: str) -> pl.Expr:
     return pl.lit(f"{prefix}//") + pl.col(column).cast(pl.String)
 
 
-def _code_table(events: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.DataFrame:
-    """Every code in the events with description, kind and numeric flag."""
+def _code_table(book: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.DataFrame:
+    """Every code of the book (columns `code`, `numeric`) with description and kind."""
     described = {
         BIRTH_CODE: "Birth",
         DEATH_CODE: "Death",
         "UCI_AGE": "Age, midpoint of the decade",
         "UCI_WEIGHT": "Weight",
     }
-    kinds = {"UCI_AGE": "demographic", "UCI_WEIGHT": "vital"}
     for column, text in (COUNTS_AT_ADMISSION | COUNTS_AT_DISCHARGE).items():
-        described[f"UCI_{column.upper()}"], kinds[f"UCI_{column.upper()}"] = text, "encounter"
+        described[f"UCI_{column.upper()}"] = text
     for column, (prefix, _) in MAPPED.items():
         words = column.removesuffix("_id").replace("_", " ").capitalize()
         described |= {f"{prefix}//{key}": f"{words}: {text}" for key, text in mapping[column].items()}
@@ -245,11 +240,6 @@ def _code_table(events: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.
     words_of = {prefix: named[column] for column, (prefix, *_) in CATEGORIES.items()} | {
         prefix: column.capitalize() for column, prefix in STATIC.items()
     }
-    kind_of = {prefix: kind for prefix, kind, *_ in CATEGORIES.values()} | {
-        "UCI_DRUG": "drug",
-        "DIAGNOSIS_PRINCIPAL": "diagnosis",
-        **{prefix: "encounter" for prefix, _ in MAPPED.values()},
-    }
 
     def describe(code: str) -> str | None:
         prefix, _, rest = code.partition("//")
@@ -258,14 +248,11 @@ def _code_table(events: pl.DataFrame, mapping: dict[str, dict[int, str]]) -> pl.
             return f"{drug.capitalize()}, {DRUG_STATES[state]}"
         return described.get(code, f"{words_of[prefix]}: {rest}" if prefix in words_of else None)
 
-    def kind(code: str) -> str:
-        return kinds.get(code) or kind_of.get(code.partition("//")[0]) or kind_of_code(code)
-
-    table = events.group_by("code").agg(numeric=pl.col("numeric_value").is_not_null().any()).sort("code")
+    table = book.select("code", "numeric").sort("code")
     codes = table["code"].to_list()
     return table.with_columns(
         description=pl.Series([describe(code) for code in codes], dtype=pl.String),
-        kind=pl.Series([kind(code) for code in codes], dtype=pl.String),
+        kind=pl.Series([kind_of_code(code) for code in codes], dtype=pl.String),
     )
 
 

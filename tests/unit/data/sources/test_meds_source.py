@@ -9,12 +9,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from meds import CodeMetadataSchema, DataSchema, SubjectSplitSchema
 from raw_tables import events_of, number_of, rows_of
+from test_mimic_iii_source import folder as mimic_iii
+from test_mimic_iv_source import folder as mimic_iv
+from test_synthea_source import NEWEST
+from test_synthea_source import folder as synthea_folder
+from test_uci_source import encounters
+from test_uci_source import folder as uci_folder
 from tests.hostile import check_account
 
 from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.sources import import_source
 from ehrsequencing.data.synthetic import synthesise
 from ehrsequencing.errors import DataError, SplitError
+
+
+def uci(path):
+    return uci_folder(path, encounters((10, 1, {"insulin": "Up", "weight": ">200", "A1Cresult": ">8"}), (20, 2, {})))
+
+
+def synthea(path):
+    return synthea_folder(path, NEWEST)
+
 
 BORN = datetime(1960, 1, 1)
 EVENTS = {
@@ -160,6 +176,30 @@ def test_visits_that_are_text(tmp_path):
     rows = frame(visit_id=["17", "18.0", None, "enc-9", "enc-9", None, None])
     visits = events_of(load(tmp_path, {"0.parquet": rows}))["visit_id"].drop_nulls().to_list()
     assert sorted(visits) == sorted([17, 18, number_of("enc-9"), number_of("enc-9")])
+
+
+def test_visits_that_are_written_alike_stay_apart(tmp_path):
+    """Leading zeros are no number's; `7.0` is 7, as tables of floats have it; digits of other scripts are text."""
+    written = ["7", "007", "7.0", "-7", "0", "-0", "\u0667"]
+    rows = frame(visit_id=written, subject_id=[1] * 7, time=[datetime(2010, 1, day) for day in range(1, 8)])
+    events = events_of(load(tmp_path, {"0.parquet": rows.with_columns(code=pl.lit("A"))}))
+    expected = [7, number_of("007"), 7, -7, 0, number_of("-0"), number_of("\u0667")]
+    assert events.sort("time")["visit_id"].to_list() == expected
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_times_of_empty_text_are_told(tmp_path, blank):
+    """A null, which is how the standard says that a fact has no date, is none of them."""
+    times = [None if time is None else time.isoformat() for time in EVENTS["time"]]
+    told = "a time of empty text, taken as a fact without a date"
+    rows = frame(time=[*times[:3], blank, *times[4:]])
+    dataset = load(tmp_path, {"train/0.parquet": rows[:4], "held_out/1.parquet": frame()[4:]})
+    assert dataset.manifest["tables"]["data"]["contradictions"] == {told: 1}
+    assert (None, "ICD10CM//E11.9", None, 1) in content(dataset)
+    with pytest.raises(DataError, match=rf"0.parquet has 1 rows with {told}; got written time '{blank}' in row 4"):
+        import_source("meds", tmp_path / "raw", tmp_path / "strict", strict=True)
+    sound = write(tmp_path / "sound", {"0.parquet": frame(time=times)})
+    assert "contradictions" not in import_source("meds", sound, tmp_path / "b", strict=True).manifest["tables"]["data"]
 
 
 def test_a_subject_in_several_files_becomes_whole(tmp_path):
@@ -363,6 +403,69 @@ def test_damaged_files(tmp_path):
     pl.DataFrame({"code": ["A"], "parent_codes": [1]}).write_parquet(raw / "metadata/codes.parquet")
     with pytest.raises(DataError, match="column parent_codes of .*codes.parquet has the wrong type; got Int64"):
         import_source("meds", raw, tmp_path / "meds")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "got"),
+    [
+        ("description", [["a", "b"]], r"List\(String\); expected text"),
+        ("description", [1.5], "Float64; expected text"),
+        ("kind", [[1]], r"List\(Int64\); expected text"),
+        ("numeric", ["yes"], "String; expected true or false"),
+        ("parent_codes", [[["a"]]], r"List\(List\(String\)\); expected lists of codes"),
+    ],
+)
+def test_code_metadata_of_another_type(tmp_path, column, values, got):
+    codes = pl.DataFrame({"code": ["HOUSE//1"], column: values})
+    raw = write(tmp_path / "raw", {"0.parquet": frame()}, codes=codes)
+    with pytest.raises(
+        DataError, match=rf"column {column} of .*codes.parquet has the wrong type; got {got}"
+    ) as problem:
+        import_source("meds", raw, tmp_path / "meds")
+    assert len(str(problem.value).splitlines()) == 1
+    if column != "parent_codes":
+        with pytest.raises(DataError, match=f"column {column} of .*codes.parquet has the wrong type"):
+            prepare(raw, tmp_path / "store", min_count=1)
+
+
+def test_code_metadata_of_a_like_type(tmp_path):
+    codes = pl.DataFrame(
+        {"code": ["HOUSE//1"], "description": ["Houses"], "kind": ["other"], "numeric": [1], "parent_codes": [[7]]},
+        schema_overrides={"description": pl.Categorical, "kind": pl.Categorical},
+    )
+    dataset = load(tmp_path, {"0.parquet": frame()}, codes=codes)
+    assert dict(dataset.codes().select("code", "description").rows())["HOUSE//1"] == "Houses"
+
+
+@pytest.mark.parametrize("ours", ["x", ["x"], {"notes": 5}, {"notes": "a note"}, {"notes": [5]}, None])
+def test_a_manifest_that_is_none(tmp_path, ours):
+    raw = write(tmp_path / "raw", {"train/0.parquet": frame()}, document={"ehrsequencing": ours})
+    for use in (lambda: import_source("meds", raw, tmp_path / "meds"), lambda: prepare(raw, tmp_path / "store")):
+        with pytest.raises(
+            DataError, match="dataset.json has no manifest of this program under ehrsequencing; got"
+        ) as it:
+            use()
+        assert len(str(it.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("document", [{}, {"ehrsequencing": {}}, {"ehrsequencing": {"notes": ["Dates are odd."]}}])
+def test_a_manifest_that_says_little(tmp_path, document):
+    notes = load(tmp_path, {"0.parquet": frame()}, document=document).manifest["notes"]
+    assert ("Dates are odd." in notes) == ("notes" in document.get("ehrsequencing", {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("mimic-iv", mimic_iv), ("mimic-iii", mimic_iii), ("uci-diabetes", uci), ("synthea", synthea)]
+)
+def test_kinds_by_system_are_those_of_the_sources(tmp_path, kind, folder):
+    """A dataset of ours without its code table has the kinds that its source gave."""
+    sound = import_source(kind, folder(tmp_path / "raw"), tmp_path / "sound")
+    (sound.path / "metadata/codes.parquet").unlink()
+    found = dict(import_source("meds", sound.path, tmp_path / "meds").codes().select("code", "kind").rows())
+    expected = dict(import_source(kind, tmp_path / "raw", tmp_path / "again").codes().select("code", "kind").rows())
+    systems = {code: code.split("//")[0] for code in expected if expected[code] != found[code]}
+    assert set(systems.values()) <= {"SNOMED", "LOINC", "SYNTHEA"}, "systems whose kind is that of the table or code"
+    assert set(found) == set(expected)
 
 
 def test_a_file_that_is_not_there_or_of_another_kind(tmp_path):

@@ -257,6 +257,22 @@ def test_rows_that_the_publisher_withdrew_make_no_event(dataset):
     assert dataset.manifest["visits"] == 3
 
 
+@pytest.mark.parametrize(
+    ("created", "outcome", "dropped"),
+    [
+        ("2150-01-03 12:00:00", "2150-01-03 09:00:00", 1), ("2150-01-03 09:00:00", "", 1),
+        ("2150-01-03 09:00:00", "2150-01-03 09:00:00", 0),
+    ],
+)  # fmt: skip
+def test_an_outcome_before_its_callout_is_dropped(tmp_path, created, outcome, dropped):
+    callout = TABLES["CALLOUT"].replace("2150-01-03 09:00:00,2150-01-03 12:00:00", f"{created},{outcome}")
+    dataset = import_source("mimic-iii", folder(tmp_path / "raw", CALLOUT=callout), tmp_path / "meds")
+    account = dataset.manifest["tables"]["callout"]
+    assert account["events"] == 2 - dropped
+    reason = "createtime or outcometime missing, or outcome before createtime"
+    assert account.get("dropped", {}) == ({reason: 1} if dropped else {})
+
+
 def test_strict_takes_what_the_publisher_withdrew(tmp_path):
     clean = {
         "INPUTEVENTS_MV": TABLES["INPUTEVENTS_MV"].replace("2151-03-01 14:00:00", "2151-03-01 16:00:00"),

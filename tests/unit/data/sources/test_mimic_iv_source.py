@@ -329,6 +329,17 @@ def test_a_discharge_before_the_admission_is_no_discharge(tmp_path):
     }
 
 
+def test_an_admission_without_hadm_id_is_counted(tmp_path):
+    nameless = TABLES["hosp/admissions"].replace("2,21,", "2,,")
+    dataset = import_source("mimic-iv", folder(tmp_path / "raw", hosp__admissions=nameless), tmp_path / "meds")
+    account = dataset.manifest["tables"]["hosp/admissions"]
+    assert account["contradictions"] == {"no hadm_id, so that the admission is no visit": 1}
+    admitted = events_of(dataset).filter(pl.col("code").str.starts_with("HOSPITAL_ADMISSION"), subject_id=2)
+    assert admitted["visit_id"].to_list() == [None]
+    with pytest.raises(DataError, match=r"admissions\.csv has 1 rows with no hadm_id, so .*; got hadm_id None in row"):
+        import_source("mimic-iv", tmp_path / "raw", tmp_path / "strict", strict=True)
+
+
 def test_an_end_before_its_start_is_dropped_and_counted(tmp_path):
     swapped = {
         "icu__icustays": TABLES["icu/icustays"].replace("2151-03-05 22:10:00", "2151-02-05 22:10:00"),

@@ -137,7 +137,10 @@ def test_every_row_is_an_event_or_counted(dataset):
             "missing: written as 0": 1, "missing: written as a negative number": 4, "the record's own number": 6,
         },
     }  # fmt: skip
-    assert dataset.manifest["conflicts"] == {"outcomes_of_unknown_records": 1, "records_without_outcomes": 0}
+    assert dataset.manifest["conflicts"] == {
+        "records_of_a_single_row": 0, "records_without_descriptors": 0, "outcomes_of_unknown_records": 1,
+        "records_without_outcomes": 0,
+    }  # fmt: skip
     assert dataset.manifest["notes"][0].startswith("The publisher gives no dates.")
     codes = {code: rest for code, *rest in dataset.codes().rows()}
     assert codes["PHYSIONET2012//pH"] == ["pH of arterial blood", "lab", True]
@@ -205,6 +208,29 @@ def test_what_the_challenge_does_not_know_is_dropped(tmp_path):
     assert ("2000-01-01 02:00:00", "PHYSIONET2012//K", None, 132539, "mEq/L") in of(dataset, 132539)
     with pytest.raises(DataError, match=r"set-a\.csv has .* (that would be dropped|no numbers)"):
         import_source("physionet2012", tmp_path / "raw", tmp_path / "strict", strict=True)
+
+
+@pytest.mark.parametrize("form", ["set-a.csv", "set-a"])
+def test_the_48_hours_end_at_48_00(tmp_path, dataset, form):
+    """RECORDS has an event at 48:00, which stays."""
+    late = {**RECORDS, 132541: RECORDS[132541] + "\n48:01,K,4\n48:30,HR,80\n100:00,Phosphate,1"}
+    found = import_source("physionet2012", folder(tmp_path / "raw", form, late), tmp_path / "meds")
+    assert events_of(found).equals(events_of(dataset))
+    assert found.manifest["events_dropped"] == {"more than 48 hours after admission": 2, "without a code": 1}
+    with pytest.raises(
+        DataError, match=r"3 events that would be dropped; got (more than 48 hours|without a code).* row"
+    ):
+        import_source("physionet2012", tmp_path / "raw", tmp_path / "strict", strict=True)
+
+
+def test_records_that_look_like_a_misspelt_number_are_counted(tmp_path):
+    odd = {**RECORDS, 13254: "05:00,K,4.1", 13255: "05:00,K,4.1\n06:00,K,4.2", 13256: "00:00,Age,50"}
+    found = import_source("physionet2012", folder(tmp_path / "raw", records=odd), tmp_path / "meds")
+    assert found.manifest["conflicts"] == {
+        "records_of_a_single_row": 2, "records_without_descriptors": 2, "outcomes_of_unknown_records": 1,
+        "records_without_outcomes": 3,
+    }  # fmt: skip
+    assert found.manifest["counts"]["subjects"] == 9
 
 
 def test_strict_takes_what_the_publisher_marks_as_missing(tmp_path, dataset):

@@ -15,12 +15,15 @@ from test_physionet2012_source import RECORDS
 from test_physionet2012_source import folder as physionet_folder
 from test_uci_source import encounters
 from test_uci_source import folder as uci_folder
+from typer.testing import CliRunner
 
+from ehrsequencing.cli.main import app
 from ehrsequencing.data.dataset import MedsWriter
 from ehrsequencing.data.sources import import_source
 from ehrsequencing.data.sources.spool import EventSpool
 from ehrsequencing.data.sources.spool_files import SpoolFiles
 from ehrsequencing.data.sources.tables import Table
+from ehrsequencing.errors import RunError
 
 IMPORT = """
 import os, signal, sys
@@ -104,6 +107,32 @@ def test_a_killed_import_is_taken_up(tmp_path, monkeypatch, kind, make, kills):
     assert contents(import_source(kind, raw, out).path) == whole
     assert not whole_tables & set(read), "a table that was spooled whole is read again"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_kill_after_the_dataset_has_its_name(tmp_path, monkeypatch, caplog):
+    """The same command then succeeds; of other input, with other options or where a file is gone, it is refused."""
+    raw, out = sixty_patients(tmp_path / "raw"), tmp_path / "killed"
+    command = [sys.executable, "-c", IMPORT, "uci-diabetes", str(raw), str(out), "appear", "1"]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert out.exists() and list(tmp_path.glob(".killed.*")), "killed between the renaming and the end"
+    before = contents(out)
+    spooled = recorded(monkeypatch, EventSpool, "add", lambda _, piece, *__: piece.table)
+    assert import_source("uci-diabetes", raw, out).path == out
+    assert contents(out) == before and not list(tmp_path.glob(".*")) and not spooled
+    assert f"{out} is there already, whole, made by the same request of the same input" in caplog.text
+    assert contents(import_source("uci-diabetes", raw, tmp_path / "whole").path) == before
+    told = CliRunner().invoke(app, ["import", "uci-diabetes", str(raw), str(out)])
+    assert told.exit_code == 0 and "diabetic_data" in told.output
+    with pytest.raises(RunError, match="killed exists already"):
+        import_source("uci-diabetes", raw, out, strict=True)
+    (out / "labels/readmission_30d.parquet").rename(tmp_path / "aside")
+    with pytest.raises(RunError, match="killed exists already"):
+        import_source("uci-diabetes", raw, out)
+    (tmp_path / "aside").rename(out / "labels/readmission_30d.parquet")
+    import_source("uci-diabetes", raw, out)
+    (raw / "IDs_mapping.csv").write_text((raw / "IDs_mapping.csv").read_text() + "9,Court\n")
+    with pytest.raises(RunError, match="killed exists already"):
+        import_source("uci-diabetes", raw, out)
 
 
 def two_sets(path):

@@ -323,6 +323,10 @@ def test_compressed_and_upper_case(tmp_path, dataset, suffix, upper):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"conditions": NEWEST["conditions"].replace(ANNA, f"{ANNA}\0", 1)},
+            r"column patient of .*conditions\.csv has 1 values that are no identifiers; got '.*x00' in row 1; expe",
+        ),
         ({"patients": None}, r"lacks table patients; got allergies, .*; expected patients.csv or"),
         (
             {"encounters": NEWEST["encounters"] + NEWEST["encounters"].splitlines()[2]},

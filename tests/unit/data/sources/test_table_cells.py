@@ -131,7 +131,9 @@ def test_dates_of_visits_and_deaths_among_times_are_known_at_their_end(tmp_path)
     assert {code: f"{time:%d %H:%M:%S}" for code, time in bills.items()} == {
         "A": "04 23:59:59", "B": "02 10:00:00", "C": "03 23:59:59", "D": "04 00:00:00",
     }  # fmt: skip
-    assert dataset.manifest["tables"]["bills"]["dropped"] == {"of a visit unknown or without end": 1}
+    assert dataset.manifest["tables"]["bills"]["dropped"] == {
+        "of a visit unknown, excluded by where, or without end": 1
+    }
     deaths = found.filter(pl.col("code") == "MEDS_DEATH").sort("subject_id")["time"].to_list()
     assert deaths == [dt.datetime(2020, 3, 4, 23, 59, 59), dt.datetime(2020, 3, 4, 9)]
     assert dict(dataset.observation_end().rows()) == {

@@ -120,7 +120,7 @@ def test_every_row_is_accounted_for(dataset):
     assert tables["encounters"]["dropped"] == {
         "visit without a start, or stay without an end that follows its start": 1
     }
-    assert tables["diagnoses"]["rows_dropped"] == {"of a visit unknown or without end": 1}
+    assert tables["diagnoses"]["rows_dropped"] == {"of a visit unknown, excluded by where, or without end": 1}
     assert tables["labs"] == {
         "rows": 5, "events": 3, "rows_with_events": 3, "rows_without_events": {"excluded by where": 1},
         "rows_dropped": {"subject not in the table of subjects": 1},

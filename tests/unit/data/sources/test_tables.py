@@ -1,4 +1,5 @@
 import datetime as dt
+import gzip
 import math
 
 import polars as pl
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrsequencing.data.sources.cells import EARLIEST, LATEST, MAX_FLOAT32
-from ehrsequencing.data.sources.tables import BLOCK_BYTES, find_tables, once
+from ehrsequencing.data.sources.csv_files import BLOCK_BYTES
+from ehrsequencing.data.sources.tables import find_tables, once
 from ehrsequencing.errors import DataError
 
 
@@ -16,6 +18,16 @@ def read(path, text, kind, encoding="utf-8"):
     path.write_bytes(("key,value\n" + text).encode(encoding))
     piece = find_tables(path.parent)[path.stem].whole({"key": "text", "value": kind})
     return piece.rows["value"].to_list(), piece.unreadable.get("value", 0)
+
+
+def test_names_in_capitals(tmp_path):
+    """Of files compressed or not, which the suffix says."""
+    content = b"Key,VALUE\nx,1\n"
+    for name, written in (("A.CSV", content), ("B.CSV.GZ", gzip.compress(content))):
+        (tmp_path / name).write_bytes(written)
+    pl.DataFrame({"KEY": ["x"], "Value": [1]}).write_parquet(tmp_path / "C.PARQUET")
+    for table in find_tables(tmp_path).values():
+        assert table.whole({"key": "text", "value": "number"}).rows.rows() == [(1, "x", 1.0)], table
 
 
 @pytest.mark.parametrize(

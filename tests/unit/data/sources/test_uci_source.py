@@ -3,11 +3,13 @@ import zipfile
 
 import polars as pl
 import pytest
+from tests.hostile import check_account
 
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sources import import_source
+from ehrsequencing.data.sources.problems import quoted
 from ehrsequencing.data.sources.uci_diabetes_tables import COLUMNS, DRUGS
 from ehrsequencing.errors import DataError
 
@@ -152,6 +154,7 @@ def test_conflicts_are_counted(tmp_path):
         "patients_with_several_values_of_gender": 0,
         "encounters_younger_than_the_one_before": 1,
         "encounters_after_a_discharge_by_death": 1,
+        "diagnoses_repeated_in_an_encounter": 0,
     }
     assert events.filter(pl.col("code").str.starts_with("RACE"), subject_id=1)["code"].to_list() == ["RACE//Asian"]
     deaths = events.filter(code="MEDS_DEATH").select("subject_id", "time", "visit_id").rows()
@@ -202,7 +205,7 @@ def test_progress_ends_at_the_total(tmp_path):
         tmp_path / "a",
         progress=lambda *x: seen.append(x),
     )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(1, 2), (2, 2)], "the file, and the one shard of the one subject"
 
 
 GOOD = encounters((10, 1, {}), (20, 2, {}))
@@ -246,11 +249,143 @@ def test_bad_tables_are_named_and_nothing_is_written(tmp_path, frame, message):
             "lacks the table of admission_source_id, discharge_disposition_id",
         ),
         (MAPPING + "7 Emergency Room\n", r"IDs_mapping\.csv line 15 is malformed; got 7 Emergency Room"),
+        (
+            MAPPING + "7,Clinic\n",
+            r"raw/IDs_mapping\.csv line 15 describes 7 a second time, and differently; got 'Clinic' and before "
+            "'Emergency Room'; expected one description each",
+        ),
     ],
 )
 def test_bad_descriptions(tmp_path, mapping, message):
     with pytest.raises(DataError, match=message):
         import_source("uci-diabetes", folder(tmp_path / "raw", GOOD, mapping), tmp_path / "meds")
+
+
+def test_a_description_that_is_repeated_word_for_word(tmp_path):
+    raw = folder(tmp_path / "raw", GOOD, MAPPING + "7,Emergency  Room\n")
+    dataset = import_source("uci-diabetes", raw, tmp_path / "meds")
+    assert dict(dataset.codes().select("code", "description").rows())["UCI_ADMISSION_SOURCE//7"].endswith(
+        "Emergency Room"
+    )
+
+
+ODD = [
+    ("age", "[900-1000)", "age that cannot be", ["MEDS_BIRTH", "UCI_AGE"]),
+    ("age", "[80-70)", "age that cannot be", ["MEDS_BIRTH", "UCI_AGE"]),
+    ("age", "[120-130)", "age that cannot be", ["MEDS_BIRTH", "UCI_AGE"]),
+    ("age", "[70-70)", "age that cannot be", ["MEDS_BIRTH", "UCI_AGE"]),
+    ("weight", f"[10000000-{'9' * 400})", "weight that cannot be", ["UCI_WEIGHT"]),
+    ("weight", ">5000", "weight that cannot be", ["UCI_WEIGHT"]),
+    ("num_lab_procedures", 99_999_999_999_999, "num_lab_procedures above 1000", ["UCI_NUM_LAB_PROCEDURES"]),
+    ("number_inpatient", 1001, "number_inpatient above 1000", ["UCI_NUMBER_INPATIENT"]),
+    ("admission_type_id", 77, "admission_type_id that IDs_mapping.csv lacks", ["UCI_ADMISSION_TYPE//1"]),
+    ("discharge_disposition_id", 77, "discharge_disposition_id that IDs_mapping.csv lacks", ["UCI_DISCHARGE//1"]),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "name", "gone"), ODD)
+def test_what_cannot_be_makes_no_event_and_is_counted(tmp_path, column, value, name, gone):
+    base = {"weight": "[75-100)"}
+    _, expected = imported(tmp_path, (10, 1, base), (20, 2, base))
+    dataset, events = imported(tmp_path, (10, 1, base), (20, 2, {**base, column: value}))
+    assert events.equals(expected.filter(~((pl.col("subject_id") == 2) & pl.col("code").is_in(gone))))
+    assert dataset.manifest["tables"]["diabetic_data"]["contradictions"] == {name: 1}
+    assert dataset.manifest["subjects_without_birth"] == (column == "age")
+    check_account(dataset)
+    with pytest.raises(DataError) as problem:
+        import_source("uci-diabetes", tmp_path / "raw", tmp_path / "strict", strict=True)
+    told = f"got {column} {quoted(value)} in row 2. Remedy: mend the file"
+    assert f"diabetic_data.csv has 1 rows with {name}; {told}" in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"age": "[90-100)"}, {"age": "[110-120)"}, {"weight": ">200"}, {"num_lab_procedures": 1000}]
+)
+def test_what_is_rare_stays(tmp_path, changes):
+    raw = folder(tmp_path / "raw", encounters((10, 1, changes)))
+    dataset = import_source("uci-diabetes", raw, tmp_path / "meds", strict=True)
+    assert "contradictions" not in dataset.manifest["tables"]["diabetic_data"]
+    assert dataset.manifest["subjects_without_birth"] == 0
+
+
+def test_repeated_diagnoses_are_one_event_and_counted(tmp_path):
+    dataset, events = imported(
+        tmp_path,
+        (10, 1, {"diag_1": "428", "diag_2": "428", "diag_3": "428"}),
+        (20, 2, {"diag_1": "1", "diag_2": "428", "diag_3": "428"}),
+        (30, 3, {"diag_1": "?", "diag_2": "?", "diag_3": "428"}),
+        (40, 3, {"diag_1": "428", "diag_2": "?", "diag_3": "429"}),
+    )
+    assert dataset.manifest["conflicts"]["diagnoses_repeated_in_an_encounter"] == 3
+    icd = events.filter(pl.col("code").str.starts_with("ICD9CM//"))
+    assert icd.sort("visit_id").select("visit_id", "code").rows() == [
+        (10, "ICD9CM//428"), (20, "ICD9CM//1"), (20, "ICD9CM//428"), (30, "ICD9CM//428"), (40, "ICD9CM//428"),
+        (40, "ICD9CM//429"),
+    ]  # fmt: skip
+
+
+def test_a_column_stated_twice(tmp_path):
+    header, *rows = GOOD.write_csv().splitlines()
+    twice = "\n".join([f"{header},insulin", *(f"{row},Up" for row in rows)])
+    with pytest.raises(DataError, match=r"diabetic_data\.csv repeats columns; got insulin; expected each name once"):
+        import_source("uci-diabetes", folder(tmp_path / "raw", twice), tmp_path / "meds")
+    other = twice.replace(f"{header},insulin", f"{header},insulin_duplicated_0")
+    import_source("uci-diabetes", folder(tmp_path / "other", other), tmp_path / "meds")
+
+
+def test_two_tables_of_encounters(tmp_path):
+    raw = folder(tmp_path / "raw", GOOD)
+    folder(raw / "old", second(insulin="Up"), name="Diabetic_Data.csv")
+    (raw / "old/IDs_mapping.csv").unlink()
+    message = r"raw has Diabetic_Data\.csv twice; got diabetic_data\.csv and old/Diabetic_Data\.csv; expected one"
+    with pytest.raises(DataError, match=message):
+        import_source("uci-diabetes", raw, tmp_path / "meds")
+    with zipfile.ZipFile(tmp_path / "raw.zip", "w") as archive:
+        for name in ("a/diabetic_data.csv", "b/diabetic_data.csv", "IDs_mapping.csv"):
+            archive.writestr(name, GOOD.write_csv())
+    message = r"zip has diabetic_data\.csv twice; got a/diabetic_data\.csv and b/diabetic_data\.csv; expected one"
+    with pytest.raises(DataError, match=message):
+        import_source("uci-diabetes", tmp_path / "raw.zip", tmp_path / "meds")
+    (raw / "old").rename(raw / "__MACOSX")
+    assert import_source("uci-diabetes", raw, tmp_path / "meds").manifest["encounters"] == 2
+
+
+def zipped(path, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("diabetic_data.csv", GOOD.write_csv())
+        archive.writestr("IDs_mapping.csv", MAPPING)
+    return path
+
+
+def patched(path, local, central, byte):
+    """The zip with another byte at an offset in every local header and in every central one."""
+    content = bytearray(zipped(path).read_bytes())
+    for magic, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        at = content.find(magic)
+        while at >= 0:
+            content[at + offset] = byte
+            at = content.find(magic, at + 4)
+    return bytes(content)
+
+
+def test_zips_that_cannot_be_read(tmp_path):
+    bad = tmp_path / "bad.zip"
+    whole, start = zipped(bad).read_bytes(), 30 + len("diabetic_data.csv")
+    for content, told in (
+        (patched(bad, 6, 8, 1), "encrypted"),
+        (patched(bad, 8, 10, 99), "compression"),
+        (whole[:start] + b"\xff" * 40 + whole[start + 40 :], "decompressing"),
+        (whole[: len(whole) // 2], "zip"),
+    ):
+        bad.write_bytes(content)
+        with pytest.raises(
+            DataError, match=rf"bad\.zip is no readable zip; got .*{told}.*; expected a folder"
+        ) as problem:
+            import_source("uci-diabetes", bad, tmp_path / "meds")
+        assert len(str(problem.value).splitlines()) == 1
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        good = zipped(tmp_path / f"download{compression}", compression)
+        assert import_source("uci-diabetes", good, tmp_path / f"meds{compression}").manifest["encounters"] == 2
 
 
 def test_missing_inputs(tmp_path):
