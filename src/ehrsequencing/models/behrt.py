@@ -21,6 +21,7 @@ from ehrsequencing.models.encoder import EncoderLayer, Pooling, TransformerEncod
 from ehrsequencing.models.folder import PretrainedModel
 from ehrsequencing.models.inputs import LabelRange, OptionalInputs, check_inputs
 from ehrsequencing.objectives.mlm import IGNORE_INDEX, mlm_loss
+from ehrsequencing.objectives.next_visit import SEEN_BINS, seen_visits
 
 __all__ = [
     "BEHRT",
@@ -196,10 +197,10 @@ class BEHRTForNextVisitPrediction(BEHRTHead):
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
-        self.readout = VisitReadout(config)
         self.pooling = Pooling(config.hidden_dim, config.pooling)
         self.head = VocabularyHead(config)
-        for part in (self.readout, self.pooling, self.head):
+        self.seen = SeenBias(config.vocab_size)
+        for part in (self.pooling, self.head):
             initialise(part)
 
     @property
@@ -235,35 +236,55 @@ class BEHRTForNextVisitPrediction(BEHRTHead):
         checked = None if labels is None else LabelRange(labels, 1)
         hidden = self.behrt(codes, ages, visit_ids, mask, label_range=checked, **optional)
         if visits is None:
-            pooled = self.pooling(hidden, mask, visit_ids)
+            pooled, visits = self.pooling(hidden, mask, visit_ids), last_visits(visit_ids, mask)
         else:
-            pooled = self.readout(hidden, codes, visit_ids, mask, visits)
+            pooled = visit_representations(self.config, hidden, codes, visit_ids, mask, visits)
         logits = self.head(pooled, self.behrt.embeddings.code)
+        logits = logits + self.seen(codes, visit_ids, mask, visits, self.config.num_special)
         return ModelOutput(logits, None if labels is None else binary_loss(logits, labels))
 
 
-class VisitReadout(nn.Module):
-    """One vector per visit: a linear map of the mean over its own tokens and of the mean over all until then.
+def last_visits(visit_ids: Tensor, mask: Tensor) -> Tensor:
+    """Row and id of each row's last visit, Long [batch, 2]."""
+    last = torch.where(mask, visit_ids, 0).amax(dim=1)
+    return torch.stack((torch.arange(len(last), device=last.device), last), dim=1)
 
-    The second mean makes what has come before, and may come again, easy to say; attention is left with the rest.
+
+class SeenBias(nn.Module):
+    """What is added to the score of a code, by how many visits so far held it.
+
+    Most of what comes has come before: with this table a model need not carry the whole history through its pooled
+    state to repeat it, and learns what repetition does not explain.
     """
 
-    def __init__(self, config: BEHRTConfig) -> None:
+    def __init__(self, vocab_size: int) -> None:
         super().__init__()
-        self.attention, self.cls_id = config.attention, config.cls_id
-        self.merge = nn.Linear(2 * config.hidden_dim, config.hidden_dim)
+        self.table = nn.Parameter(torch.zeros(SEEN_BINS, vocab_size))
 
-    def forward(self, hidden: Tensor, codes: Tensor, visit_ids: Tensor, mask: Tensor, visits: Tensor) -> Tensor:
-        """Read visits, Long [visits, 2], row of the batch and visit id -> Float [visits, hidden_dim].
+    def forward(self, codes: Tensor, visit_ids: Tensor, mask: Tensor, visits: Tensor, num_special: int) -> Tensor:
+        """Float [visits, vocab_size]; arguments as in `objectives.next_visit.seen_visits`."""
+        seen = seen_visits(codes, visit_ids, mask, visits, vocab_size=self.table.shape[1], num_special=num_special).to(
+            torch.int64
+        )
+        return self.table.gather(0, seen.clamp(max=SEEN_BINS - 1))
 
-        Raises:
-            ConfigError: the attention is bidirectional, so that a visit has read those after it.
-        """
-        if self.attention != "visit_causal":
-            raise ConfigError(
-                "attention of a model that predicts from its visits", got=self.attention, expected="visit_causal"
-            )
-        return self.merge(torch.cat(visit_means(hidden, visit_ids, mask & (codes != self.cls_id), visits), dim=1))
+
+def visit_representations(
+    config: BEHRTConfig, hidden: Tensor, codes: Tensor, visit_ids: Tensor, mask: Tensor, visits: Tensor
+) -> Tensor:
+    """Mean of the hidden states of each visit's own tokens, Float [visits, hidden_dim]; CLS belongs to none.
+
+    Args:
+        visits: Long [visits, 2], row of the batch and visit id.
+
+    Raises:
+        ConfigError: the attention is bidirectional, so that a visit has read those after it.
+    """
+    if config.attention != "visit_causal":
+        raise ConfigError(
+            "attention of a model that predicts from its visits", got=config.attention, expected="visit_causal"
+        )
+    return visit_means(hidden, visit_ids, mask & (codes != config.cls_id), visits)
 
 
 class BEHRTForSequenceClassification(BEHRTHead):
@@ -407,6 +428,8 @@ def extend_vocabulary(model: BEHRT | BEHRTHead, new_size: int, vocabulary_hash: 
         if isinstance(module, BEHRTEmbedding):
             module.code.weight = grown(module.code.weight)
             module.code.num_embeddings = new_size
+        elif isinstance(module, SeenBias):
+            module.table = nn.Parameter(grown(module.table.T).detach().T.contiguous())
         elif isinstance(module, VocabularyHead):
             module.bias = grown(module.bias)
             if module.weight is not None:

@@ -101,17 +101,17 @@ def visit_causal(visit_ids: Tensor, apart: Tensor) -> Tensor:
     return (earlier & ~apart[:, None, :]) | apart[:, :, None]
 
 
-def visit_means(hidden: Tensor, visit_ids: Tensor, chosen: Tensor, visits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of each visit's tokens, and of all tokens up to it.
+def visit_means(hidden: Tensor, visit_ids: Tensor, chosen: Tensor, visits: Tensor) -> Tensor:
+    """Mean of each visit's tokens.
 
     Args:
         hidden: Float [batch, length, hidden_dim].
-        visit_ids: Long [batch, length]; 0 is before all visits.
+        visit_ids: Long [batch, length].
         chosen: Bool [batch, length], the tokens that count.
         visits: Long [visits, 2], row of the batch and visit id.
 
     Returns:
-        Float [visits, hidden_dim] each; 0 where no token counts.
+        Float [visits, hidden_dim]; 0 where no token counts.
     """
     slots = int(visit_ids.max()) + 1
     row = torch.arange(len(hidden), device=hidden.device)[:, None]
@@ -120,10 +120,8 @@ def visit_means(hidden: Tensor, visit_ids: Tensor, chosen: Tensor, visits: Tenso
     total = hidden.new_zeros(len(hidden) * slots, hidden.shape[-1])
     total = total.index_add(0, place, hidden.flatten(0, 1) * weight[:, None])
     count = hidden.new_zeros(len(hidden) * slots).index_add(0, place, weight)
-    total, count = total.view(len(hidden), slots, -1), count.view(len(hidden), slots, 1)
-    index = visits[:, 0], visits[:, 1]
-    until, seen = total.cumsum(dim=1), count.cumsum(dim=1)
-    return total[index] / count[index].clamp(min=1), until[index] / seen[index].clamp(min=1)
+    cell = visits[:, 0] * slots + visits[:, 1]
+    return total[cell] / count[cell, None].clamp(min=1)
 
 
 class Pooling(nn.Module):

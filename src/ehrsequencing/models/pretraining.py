@@ -7,7 +7,15 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
-from ehrsequencing.models.behrt import BEHRTHead, ModelOutput, VisitReadout, VocabularyHead, initialise
+from ehrsequencing.models.behrt import (
+    BEHRTHead,
+    ModelOutput,
+    SeenBias,
+    VocabularyHead,
+    initialise,
+    last_visits,
+    visit_representations,
+)
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.encoder import Pooling
 from ehrsequencing.models.inputs import LabelRange, OptionalInputs
@@ -28,10 +36,10 @@ class BEHRTForJointPretraining(BEHRTHead):
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
         self.head = VocabularyHead(config)
-        self.readout = VisitReadout(config)
         self.pooling = Pooling(config.hidden_dim, config.pooling)
         self.next_head = VocabularyHead(config)
-        for part in (self.head, self.readout, self.pooling, self.next_head):
+        self.seen = SeenBias(config.vocab_size)
+        for part in (self.head, self.pooling, self.next_head):
             initialise(part)
 
     def forward(
@@ -59,11 +67,13 @@ class BEHRTForJointPretraining(BEHRTHead):
         checked = None if labels is None else LabelRange(labels, self.config.vocab_size - 1, IGNORE_INDEX)
         hidden = self.behrt(codes, ages, visit_ids, mask, label_range=checked, **optional)
         embedding, following = self.behrt.embeddings.code, None
-        if visits is not None:
-            pooled = self.readout(hidden, codes, visit_ids, mask, visits)
+        if visits is not None or next_visit:
+            if visits is None:
+                pooled, visits = self.pooling(hidden, mask, visit_ids), last_visits(visit_ids, mask)
+            else:
+                pooled = visit_representations(self.config, hidden, codes, visit_ids, mask, visits)
             following = self.next_head(pooled, embedding)
-        elif next_visit:
-            following = self.next_head(self.pooling(hidden, mask, visit_ids), embedding)
+            following = following + self.seen(codes, visit_ids, mask, visits, self.config.num_special)
         if next_visit and following is not None:
             return ModelOutput(following, None)
         if labels is None:
@@ -131,11 +141,10 @@ class BEHRTForTimeToEvent(BEHRTHead):
         self.sizes = {"codes": codes, "pieces": pieces, "rank": rank}
         self.register_buffer("asked", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("boundaries", torch.arange(pieces, dtype=torch.float32))
-        self.readout = VisitReadout(config)
         self.pieces = nn.Linear(config.hidden_dim, pieces * rank)
         self.tasks = nn.Linear(rank, codes, bias=False)
         self.bias = nn.Parameter(torch.zeros(pieces, codes))
-        for part in (self.readout, self.pieces, self.tasks):
+        for part in (self.pieces, self.tasks):
             initialise(part)
 
     def head_options(self) -> dict[str, Any]:
@@ -177,6 +186,6 @@ class BEHRTForTimeToEvent(BEHRTHead):
             ConfigError: the attention is bidirectional.
         """
         hidden = self.behrt(codes, ages, visit_ids, mask, **optional)
-        seen = self.readout(hidden, codes, visit_ids, mask, visits)
+        seen = visit_representations(self.config, hidden, codes, visit_ids, mask, visits)
         by_piece = self.pieces(seen).unflatten(1, (self.sizes["pieces"], self.sizes["rank"]))
         return ModelOutput((self.tasks(by_piece) + self.bias).transpose(1, 2), None)

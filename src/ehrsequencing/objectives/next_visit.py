@@ -198,12 +198,16 @@ class CopyRates:
         """Share of transitions after which a code came, float64 [vocab_size]; never 0 or 1."""
         return (self.positives.sum(0) + 0.5) / (self.transitions + 1)
 
-    def after(self, seen: Tensor) -> Tensor:
-        """Copy-history's probabilities, float64 [transitions, vocab_size]."""
+    @property
+    def table(self) -> Tensor:
+        """Copy-history: share of transitions after which a code came by times seen, float64 [SEEN_BINS, vocab_size]."""
         rows = self.rows
         pooled = (self.positives.sum(1) + 0.5) / (rows.sum(1) + 1)
         prior = pooled[:, None].expand_as(rows).clone()
         # Never seen: rare and frequent codes have little in common, so each is shrunk to its own share.
         prior[0] = self.prevalence
-        rate = (self.positives + PRIOR_ROWS * prior) / (rows + PRIOR_ROWS)
-        return rate.gather(0, seen.long().clamp(max=SEEN_BINS - 1))
+        return (self.positives + PRIOR_ROWS * prior) / (rows + PRIOR_ROWS)
+
+    def after(self, seen: Tensor) -> Tensor:
+        """Copy-history's probabilities, float64 [transitions, vocab_size]."""
+        return self.table.gather(0, seen.long().clamp(max=SEEN_BINS - 1))

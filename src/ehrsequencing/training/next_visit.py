@@ -125,9 +125,9 @@ class NextVisitPlan:
         loss = self.loss(self.logits(model, batch, visits), target)
         return loss, {"loss_sum": loss.item() * float(target.sum()), "count": float(target.sum())}
 
-    def start_bias(self) -> Tensor:
-        """Logits of each code's share in train, Float [vocab_size]: a fresh head need not learn them."""
-        rate = self._rates.prevalence
+    def start_table(self) -> Tensor:
+        """Log odds of each code after so many visits with it in train, Float [SEEN_BINS, vocab_size]."""
+        rate = self._rates.table
         return (rate.log() - (1 - rate).log()).float()
 
     @torch.no_grad()

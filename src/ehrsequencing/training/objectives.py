@@ -20,7 +20,6 @@ from ehrsequencing.models.behrt import (
     BEHRTForMLM,
     BEHRTForNextVisitPrediction,
     BEHRTHead,
-    VocabularyHead,
 )
 from ehrsequencing.models.pretraining import BEHRTForContrastive, BEHRTForJointPretraining, BEHRTForTimeToEvent
 from ehrsequencing.training.contrastive import ContrastivePlan
@@ -28,7 +27,7 @@ from ehrsequencing.training.next_visit import JointPlan, NextVisitPlan
 from ehrsequencing.training.plans import MLMPlan, PretrainPlan
 from ehrsequencing.training.time_to_event import TimeToEventPlan, timed_codes
 
-START_GAIN = 0.1
+START_GAIN = 0.5
 """Of the layer norm before the decoder of next visits: random scores would be noise on what the bias knows."""
 MakePlan = Callable[[BEHRTHead, BatchSource, BatchSource, Vocabulary, PretrainConfig], PretrainPlan]
 
@@ -139,12 +138,13 @@ def _nvp(
     model: BEHRTHead, train: BatchSource, tuning: BatchSource, vocabulary: Vocabulary, config: PretrainConfig
 ) -> NextVisitPlan:
     plan = NextVisitPlan(model.config, train, tuning, vocabulary, config.nvp, seed=config.loop.seed)
-    head = model.next_head if isinstance(model, BEHRTForJointPretraining) else model.head
-    if isinstance(head, VocabularyHead) and not any("head." in name for name in model.pretrained_parameters):
-        # A fresh head begins at each code's share in train, with little of its own on top.
-        with torch.no_grad():
-            head.bias.copy_(plan.start_bias())
-            head.norm.weight.fill_(START_GAIN)
+    if isinstance(model, BEHRTForNextVisitPrediction | BEHRTForJointPretraining):
+        head = model.next_head if isinstance(model, BEHRTForJointPretraining) else model.head
+        if "seen.table" not in model.pretrained_parameters:
+            # A fresh head begins where copy-history stands, with little of its own on top.
+            with torch.no_grad():
+                model.seen.table.copy_(plan.start_table())
+                head.norm.weight.fill_(START_GAIN)
     return plan
 
 

@@ -105,13 +105,24 @@ def test_days_before_the_end_are_no_input_of_visit_causal_attention():
 def test_visit_means_are_means():
     hidden, ids = torch.rand(2, 6, 4), torch.tensor([[0, 1, 1, 2, 2, 2], [0, 0, 1, 1, 1, 3]])
     chosen = torch.tensor([[True] * 5 + [False], [False] + [True] * 5])
-    own, until = visit_means(hidden, ids, chosen, torch.tensor([[0, 2], [1, 1], [1, 2]]))
+    own = visit_means(hidden, ids, chosen, torch.tensor([[0, 2], [1, 1], [1, 2]]))
     torch.testing.assert_close(own[0], hidden[0, 3:5].mean(0))
     torch.testing.assert_close(own[1], hidden[1, 2:5].mean(0))
     assert own[2].tolist() == [0, 0, 0, 0]
-    torch.testing.assert_close(until[0], hidden[0, :5].mean(0))
-    torch.testing.assert_close(until[1], hidden[1, 1:5].mean(0))
-    torch.testing.assert_close(until[2], until[1])
+
+
+def test_what_was_seen_moves_the_score_of_that_code_alone():
+    torch.manual_seed(0)
+    model = BEHRTForNextVisitPrediction(config()).eval()
+    inputs, asked = histories(5), torch.tensor([[0, 1], [2, 4]])
+    before = model(**inputs, visits=asked).logits
+    with torch.no_grad():
+        model.seen.table[1:] += torch.tensor([10.0, 20.0, 30.0])[:, None]
+    moved = model(**inputs, visits=asked).logits - before
+    for index, (row, visit) in enumerate(asked.tolist()):
+        for code in range(5, VOCABULARY):
+            held = inputs["visit_ids"][row][(inputs["codes"][row] == code) & (inputs["visit_ids"][row] <= visit)]
+            assert moved[index, code].item() == pytest.approx(10 * min(len(held.unique()), 3), abs=1e-3)
 
 
 def test_time_to_event_heads_start_at_the_rates_they_are_given():
