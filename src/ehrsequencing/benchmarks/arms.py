@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ehrsequencing.baselines.copying import columns_of_codes
 from ehrsequencing.data.labels import labels_hash
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import RunError
+from ehrsequencing.evaluation.next_visit import load_next_visit
 from ehrsequencing.evaluation.predict import check_categories, load_classifier, predict
 from ehrsequencing.io import read_json
 from ehrsequencing.tracking.report_data import read_report_data
@@ -54,8 +56,12 @@ def run_arm(
     labels: Path,
     examples: dict[str, Examples],
     progress: Callable[[str, int, int], None],
+    definitions: Mapping[str, Sequence[str]] | None = None,
 ) -> Arm:
-    """Predictions of a run on tuning and held-out.
+    """Predictions of a run on tuning and held-out: of its classifier, or of the next-visit head of a pretraining.
+
+    Args:
+        definitions: Patterns of codes per category of the labels, as their manifest has them.
 
     Raises:
         RunError: it was trained on another store or other labels, or decides something else than they ask.
@@ -64,16 +70,23 @@ def run_arm(
     seconds = inference = 0.0
     for member in members(run):
         metadata = read_json(member / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
-        for key, mine in (("store_fingerprint", store.fingerprint), ("labels_hash", labels_hash(labels))):
-            if metadata.get(key) != mine:
+        without_labels = metadata.get("kind") == "pretrain"
+        asked = {"store_fingerprint": store.fingerprint, "labels_hash": labels_hash(labels)}
+        for key, mine in asked.items():
+            if metadata.get(key) != mine and not (without_labels and key == "labels_hash"):
                 raise RunError(
                     f"{member} was trained with another {key.split('_')[0]}",
                     got=mine[:16],
                     expected=str(metadata.get(key))[:16],
                     remedy="evaluate on the store and labels that the run was trained with",
                 )
-        model = load_classifier(member, store)
-        check_categories(member, examples["held_out"].categories)
+        if without_labels:
+            categories = examples["held_out"].categories
+            pairs = columns_of_codes(store.vocabulary, categories, definitions)
+            model = load_next_visit(member, store, categories, pairs)
+        else:
+            model = load_classifier(member, store)
+            check_categories(member, examples["held_out"].categories)
         row = read_report_data(member).models[0]
         started = time.monotonic()
         for split, found in predictions.items():
@@ -91,7 +104,7 @@ def run_arm(
     histories = sum(len(found) for split in predictions.values() for found in split)
     return Arm(
         name=row.model,
-        kind=str(metadata["method"]),
+        kind=str(metadata.get("method", "pretrained")),
         seconds=seconds,
         trainable_parameters=metadata["parameters"]["trainable"],
         notes=f"{1000 * inference / histories:.1f} ms per history at inference",

@@ -26,6 +26,7 @@ from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.evaluation.bootstrap import Estimate, paired_difference, summarise_seeds
 from ehrsequencing.evaluation.calibration import calibration_curve
 from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points, thinned
+from ehrsequencing.evaluation.next_visit import has_next_visit_head
 from ehrsequencing.evaluation.predict import prediction_frame
 from ehrsequencing.io import atomic_path, read_json, write_json, write_text
 from ehrsequencing.tasks.audit import check_names
@@ -123,7 +124,7 @@ def compare(
     arms = []
     for run in runs:
         say(f"predicting with {run}")
-        arms.append(run_arm(run, store, Path(labels_path), examples, progress))
+        arms.append(run_arm(run, store, Path(labels_path), examples, progress, manifest.get("definitions")))
     for arm, name in zip(arms, names, strict=False):
         arm.name = name
     for name in {arm.name for arm in arms}:
@@ -368,10 +369,11 @@ def evaluate_run(
 
     With a store of another dataset it is an external validation: its labels are audited, baselines are fitted on the
     training store, all labelled subjects of the other are judged, and the result lies under `arms/` of the run
-    (`result_folder`).
+    (`result_folder`). A pretraining with a head of next visits is judged as it is on labels of next visits; that lies
+    under `arms/` by the name of the labels.
 
     Args:
-        run: Fine-tuning run.
+        run: Fine-tuning run, or a pretraining with objective nvp or joint.
         store_path: The store it was trained on, or one of another dataset with the same vocabulary.
         labels_path: Labels; the run's own by default, needed for another dataset.
         others: Runs to judge beside it, trained on the same store and labels.
@@ -390,7 +392,12 @@ def evaluate_run(
     run = Path(run)
     refuse_in_data(run)
     metadata = read_json(run / "metadata.json", remedy="name a folder that `ehrseq finetune` wrote")
-    if metadata.get("kind") != "finetune":
+    zero_shot = metadata.get("kind") == "pretrain" and has_next_visit_head(run)
+    if zero_shot and labels_path is None:
+        raise ConfigError(
+            f"{run} was trained without labels", remedy="name labels of the task next_visit_codes after the store"
+        )
+    if metadata.get("kind") != "finetune" and not zero_shot:
         raise RunError(
             f"{run} is not a fine-tuning run", got=metadata.get("kind"), remedy="run `ehrseq finetune` on it first"
         )
@@ -427,12 +434,17 @@ def evaluate_run(
         say=say,
         progress=progress,
     )
-    sections = read_json(run / "report_data.json") | comparison.report
+    sections = ({} if zero_shot else read_json(run / "report_data.json")) | comparison.report
     sections["curves"] = {
         arm.name: learning_curve(members(path)[0]) for arm, path in zip(comparison.arms, [run, *others], strict=False)
     }
     sections["caveats"] = comparison_caveats(comparison)
     out = result_folder(run, store.path) if external is not None else run
+    if zero_shot:
+        out = run / "arms" / Path(str(labels_path)).stem
+        with ExperimentTracker(out.name, out.parent, exist_ok=True) as tracker:
+            tracker.log_hyperparameters({"run": str(run), "labels": str(labels_path), "resamples": resamples})
+            tracker.log_metadata({"kind": "evaluation without fine-tuning", "store_fingerprint": store.fingerprint})
     if external is not None:
         title = f"External validation of {run.name} on {out.name.removeprefix('on-')}"
         sections |= {"title": title, "unknown": external.unknown, "audit": external.audit}

@@ -11,7 +11,7 @@ from ehrsequencing.cli.common import Accept, progress_bars, say
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Fine-tuning run; the report is written here.")],
+    run: Annotated[Path, typer.Argument(help="Fine-tuning run, or pretraining of next visits.")],
     store: Annotated[
         Path, typer.Argument(help="Token store it was trained on, or another dataset's with its vocabulary.")
     ],
@@ -72,6 +72,8 @@ def evaluate(
         )
     print_table(summary["metrics"])
     out = result_folder(run, store) if "unknown" in summary else run
+    if not (out / "predictions").is_dir() and labels is not None:
+        out = run / "arms" / labels.stem
     say(f"report: {out / 'report.html'}")
 
 
