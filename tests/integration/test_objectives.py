@@ -4,15 +4,24 @@ import json
 import subprocess
 from datetime import datetime
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from ehrsequencing.benchmarks.compare import evaluate_run
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config
+from ehrsequencing.data.batching import BatchSource
+from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.data.labels import write_labels
 from ehrsequencing.data.prepare import prepare
-from ehrsequencing.errors import CheckpointError, ConfigError, DataError, VocabularyMismatchError
+from ehrsequencing.data.sequences import Examples
+from ehrsequencing.data.store import TokenStore
+from ehrsequencing.errors import CheckpointError, ConfigError, DataError, RunError, VocabularyMismatchError
+from ehrsequencing.evaluation.next_visit import load_next_visit
 from ehrsequencing.io import read_json
-from ehrsequencing.models.behrt import BEHRT
+from ehrsequencing.models.behrt import BEHRT, last_visits
+from ehrsequencing.tasks.cohorts import build_labels, parse_task
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
 from tests.integration.conftest import ADAPT, TINY
@@ -213,3 +222,55 @@ def test_killed_and_resumed_is_bit_identical(world, tmp_path, objective):
     assert struck >= 1, "no kill struck a running process, so nothing was tested"
     same_run(whole, killed)
     assert json.loads((killed / "metadata.json").read_text())["status"] in ("completed", "early_stopped")
+
+
+@pytest.fixture(scope="module")
+def next_visits(world, tmp_path_factory):
+    path = tmp_path_factory.mktemp("labels") / "next.parquet"
+    write_labels(path, *build_labels(MedsDataset.open(world.meds), parse_task("next_visit_codes")))
+    return path
+
+
+@pytest.mark.parametrize("way", ["nvp", "joint-prefix"])
+def test_a_head_of_next_visits_is_judged_as_it_is(world, trained, next_visits, way):
+    before = read_json(trained(way) / "summary.json")
+    summary = evaluate_run(trained(way), world.store, next_visits, baselines=(), resamples=100)
+    own = summary["metrics"]["behrt-small"]
+    for population in ("", ":new", ":seen"):
+        for metric in ("auroc_micro", "auroc_macro", "auprc_micro", "auprc_macro", "recall_at_10", "recall_at_30"):
+            entry = own[f"next_visit_codes{population}/{metric}"]
+            assert entry["low"] <= entry["value"] <= entry["high"]
+            assert entry["categories"] > 0
+    assert own["next_visit_codes/auroc_micro"]["value"] > 0.6
+    assert own["next_visit_codes/f1_macro"]["value"] >= 0
+    assert read_json(trained(way) / "summary.json") == before, "the pretraining's own figures stay"
+    assert (trained(way) / "arms" / "next" / "report.html").is_file()
+
+
+def test_next_visit_heads_need_labels_of_next_visits(world, trained, tmp_path):
+    with pytest.raises(ConfigError, match="trained without labels.*next_visit_codes"):
+        evaluate_run(trained("nvp"), world.store)
+    with pytest.raises(RunError, match="predicts the codes of the next visit; got labels without categories"):
+        evaluate_run(trained("nvp"), world.store, world.labels, baselines=())
+    with pytest.raises(RunError, match="not a fine-tuning run"):
+        evaluate_run(trained("tte"), world.store, world.labels, baselines=())
+
+
+def test_a_category_comes_where_any_of_its_tokens_does(world, trained):
+    store = TokenStore.open(world.store)
+    base = store.vocabulary.base_ids
+    several = [code for code in range(len(store.vocabulary.base_codes)) if (base == code).sum() > 2][:2]
+    model = load_next_visit(trained("nvp"), store, ["a", "both"], [(several[0], 0), (several[0], 1), (several[1], 1)])
+    built = model.config
+    split = store.split("tuning")
+    source = BatchSource(split, Examples.whole_histories(split), store.values, max_length=built.max_length)
+    batch = next(source.fixed())
+    inputs = batch.inputs(built.input_names)
+    with torch.no_grad():
+        found = model(**inputs).logits.sigmoid()
+        tokens = model.model(**inputs, visits=last_visits(batch.visit_ids, batch.mask)).logits.double().sigmoid()
+    for column, codes in enumerate(([several[0]], several)):
+        absent = 1.0
+        for token in np.flatnonzero(np.isin(base, codes)):
+            absent = absent * (1 - tokens[:, token])
+        torch.testing.assert_close(found[:, column], 1 - absent)
