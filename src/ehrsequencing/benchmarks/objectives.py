@@ -65,11 +65,10 @@ class Cell:
 
 
 def cells(config: ObjectivesConfig, tasks: Sequence[str]) -> Iterator[Cell]:
-    """All trainings, those that others start from first."""
+    """All trainings, seed by seed, those that others start from first."""
     for seed in range(config.seeds):
         for objective in config.objectives:
             yield Cell(objective, seed)
-    for seed in range(config.seeds):
         for task in tasks:
             yield Cell(SCRATCH, seed, task, SCRATCH)
             for objective in config.objectives:
@@ -139,16 +138,16 @@ def is_done(run: Path) -> bool:
 
 
 def _settle(out: Path, config: ObjectivesConfig) -> None:
-    """Write the configuration, or see that it is the one that is there."""
+    """Write what every training has in common, or see that it is what is there."""
     out.mkdir(parents=True, exist_ok=True)
-    path, mine = out / "benchmark.json", config.model_dump(mode="json")
+    path, mine = out / "benchmark.json", config.model_dump(mode="json", exclude={"seeds", "objectives", "methods"})
     if not path.exists():
         write_json(path, mine)
     elif (stored := read_json(path)) != mine:
         differing = sorted(key for key in mine if mine[key] != stored.get(key))
         raise ConfigError(
             f"{out} was begun with another configuration: {', '.join(differing)} differ",
-            remedy="go on with the same one, or choose another --out",
+            remedy="go on with the same one (seeds, objectives and methods may grow), or choose another --out",
         )
 
 
