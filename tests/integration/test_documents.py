@@ -31,7 +31,7 @@ def test_commands_of_the_documents_exist():
     assert len(commands) >= 6
     helps: dict[tuple[str, ...], str] = {}
     for command in commands:
-        verb = tuple(command[1:3]) if command[1] == "task" else (command[1],)
+        verb = tuple(command[1:3]) if command[1] in ("task", "benchmark") else (command[1],)
         if verb not in helps:
             done = subprocess.run(
                 [sys.executable, "-m", "ehrsequencing", *verb, "--help"], capture_output=True, text=True, check=True

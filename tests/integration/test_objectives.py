@@ -1,11 +1,6 @@
 """Every objective of pretraining through the library: it learns, starts from other runs, resumes, and refuses."""
 
-import json
-import subprocess
-from datetime import datetime
-
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
@@ -17,7 +12,7 @@ from ehrsequencing.data.labels import write_labels
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
-from ehrsequencing.errors import CheckpointError, ConfigError, DataError, RunError, VocabularyMismatchError
+from ehrsequencing.errors import CheckpointError, ConfigError, RunError, VocabularyMismatchError
 from ehrsequencing.evaluation.next_visit import load_next_visit
 from ehrsequencing.io import read_json
 from ehrsequencing.models.behrt import BEHRT, last_visits
@@ -25,11 +20,11 @@ from ehrsequencing.tasks.cohorts import build_labels, parse_task
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
 from tests.integration.conftest import ADAPT, TINY
-from tests.integration.test_resume import command, run_until_done, same_run
+from tests.integration.test_objectives_edges import two_visits
 
 WAYS = {
     "nvp": {"objective": "nvp", "loop.epochs": 5, "loop.token_budget": 1024},
-    "nvp-prefix": {"objective": "nvp", "nvp.mode": "prefix", "loop.epochs": 6, "loop.token_budget": 1024},
+    "nvp-prefix": {"objective": "nvp", "nvp.mode": "prefix", "loop.epochs": 3, "loop.token_budget": 1024},
     "joint": {"objective": "joint", "model.separators": True, "model.activation": "swiglu"},
     "joint-alternate": {
         "objective": "joint",
@@ -38,7 +33,7 @@ WAYS = {
         "loop.epochs": 6,
         "loop.token_budget": 1024,
     },
-    "joint-prefix": {"objective": "joint", "nvp.mode": "prefix", "loop.epochs": 6, "loop.token_budget": 1024},
+    "joint-prefix": {"objective": "joint", "nvp.mode": "prefix", "loop.epochs": 3, "loop.token_budget": 1024},
     "contrastive": {"objective": "contrastive", "contrastive.hide_ages": False, "model.position": "none"},
     "tte": {"objective": "tte", "tte.codes": 40, "model.age": "continuous", "model.calendar": True},
     "mlm-visit": {"mlm.strategy": "visit", "model.gaps": True, "model.attention": "visit_causal"},
@@ -146,82 +141,6 @@ def test_a_base_of_another_vocabulary_is_refused(trained, tmp_path):
     config = load_config(PretrainConfig, overrides={**ADAPT, "objective": "nvp"})
     with pytest.raises(VocabularyMismatchError):
         pretrain(store, tmp_path / "run", config, from_run=trained("nvp"))
-
-
-def test_options_without_effect_are_refused():
-    for overrides, message in (
-        ({"objective": "nvp", "mlm.rate": 0.2}, "objective nvp does not read this table"),
-        ({"tte.codes": 9}, "objective mlm does not read this table"),
-        ({"objective": "joint", "contrastive.temperature": 0.2}, "objective joint does not read"),
-        ({"model.attention": "visit_causal", "model.times": True}, "must not know"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            load_config(PretrainConfig, overrides=overrides)
-
-
-def two_visits(folder, subjects: int = 40, second: str = "ICD10CM//E11.9"):
-    """Subjects of whom every fourth has one visit only; the second visit holds `second`."""
-    rows = []
-    for subject in range(subjects):
-        rows.append((subject, datetime(1950, 1, 1), "MEDS_BIRTH"))
-        for day, codes in ((1, ("ICD10CM//I10", "RXNORM//860975")), (20, (second, "ICD10CM//I10"))):
-            if day == 1 or subject % 4:
-                rows += [(subject, datetime(2020, 1, day), code) for code in codes]
-    path = folder / "data" / "all.parquet"
-    path.parent.mkdir(parents=True)
-    frame = pl.DataFrame(rows, schema=["subject_id", "time", "code"], orient="row")
-    frame.with_columns(numeric_value=pl.lit(None, pl.Float32)).write_parquet(path)
-    return folder
-
-
-def test_subjects_with_one_visit_take_no_part_and_are_counted(tmp_path):
-    prepare(two_visits(tmp_path / "meds"), tmp_path / "store")
-    config = load_config(PretrainConfig, overrides={**TINY, "objective": "nvp"})
-    summary = pretrain(tmp_path / "store", tmp_path / "run", config)
-    assert any("subjects of train have fewer than two visits and take no part" in note for note in summary["notes"])
-    ce = summary["metrics"]["behrt-small"]["tuning:next_visit/ce"]
-    assert ce["subjects"] > 0
-
-
-def test_a_store_of_single_visits_has_nothing_to_predict(tmp_path):
-    frame = pl.read_parquet(two_visits(tmp_path / "meds") / "data" / "all.parquet")
-    frame.filter(pl.col("time") < datetime(2020, 1, 5)).write_parquet(tmp_path / "meds" / "data" / "all.parquet")
-    prepare(tmp_path / "meds", tmp_path / "store")
-    for objective in ("nvp", "joint", "contrastive", "tte"):
-        config = load_config(PretrainConfig, overrides={**TINY, "objective": objective})
-        with pytest.raises(DataError, match="no subject of train has two visits.*--objective mlm"):
-            pretrain(tmp_path / "store", tmp_path / objective, config)
-        assert not (tmp_path / objective).exists()
-
-
-def test_histories_longer_than_the_model_keep_their_last_transitions(world, tmp_path):
-    for objective in ("nvp", "tte", "contrastive"):
-        overrides = {**TINY, "objective": objective, "model.max_length": 12, "loop.epochs": 1}
-        summary = pretrain(world.store, tmp_path / objective, load_config(PretrainConfig, overrides=overrides))
-        assert summary["metrics"]["behrt-small"]
-
-
-def test_weighted_and_focal_losses_rank_what_comes_next(world, tmp_path):
-    overrides = {**TINY, "objective": "nvp", "nvp.loss": "focal", "nvp.balance": 0.3}
-    metrics = pretrain(world.store, tmp_path / "run", load_config(PretrainConfig, overrides=overrides))["metrics"]
-    recall = "tuning:next_visit/recall_at_10"
-    assert metrics["behrt-small"][recall]["value"] > metrics["floor: prevalence"][recall]["value"] * 0.9
-    history = read_json(tmp_path / "run" / "logs" / "metrics_history.json")
-    assert history["val_loss"][0]["value"] != history["val_cross_entropy"][0]["value"]
-
-
-@pytest.mark.parametrize("objective", ["joint", pytest.param("tte", marks=pytest.mark.slow)])
-def test_killed_and_resumed_is_bit_identical(world, tmp_path, objective):
-    flags = [
-        "--objective", objective, "--epochs", "2", "--device", "cpu", "--set", "loop.token_budget=1024",
-        "--set", "loop.threads=1", "--set", "loop.checkpoint_seconds=0", "--set", "model.max_length=48",
-    ]  # fmt: skip
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command("pretrain", world.store, "--out", whole, *flags), check=True, capture_output=True)
-    struck = run_until_done(command("pretrain", world.store, "--out", killed, *flags), [0.1, 0.4])
-    assert struck >= 1, "no kill struck a running process, so nothing was tested"
-    same_run(whole, killed)
-    assert json.loads((killed / "metadata.json").read_text())["status"] in ("completed", "early_stopped")
 
 
 @pytest.fixture(scope="module")
