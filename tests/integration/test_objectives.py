@@ -171,6 +171,9 @@ def test_next_visit_heads_need_labels_of_next_visits(world, trained, tmp_path):
         evaluate_run(trained("nvp"), world.store)
     with pytest.raises(RunError, match="predicts the codes of the next visit; got labels without categories"):
         evaluate_run(trained("nvp"), world.store, world.labels, baselines=())
+    prepare(two_visits(tmp_path / "meds"), tmp_path / "store", vocabulary_from=world.store)
+    with pytest.raises(ConfigError, match="trained without labels, so it is judged on its own store alone; got"):
+        evaluate_run(trained("nvp"), tmp_path / "store", world.labels)
     with pytest.raises(RunError, match="not a fine-tuning run"):
         evaluate_run(trained("tte"), world.store, world.labels, baselines=())
 

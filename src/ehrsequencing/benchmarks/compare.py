@@ -409,6 +409,11 @@ def evaluate_run(
     check_names(accept)
     store, external = TokenStore.open(store_path), None
     if is_external(metadata, store, training_store):
+        if zero_shot:
+            raise ConfigError(
+                f"{run} was trained without labels, so it is judged on its own store alone", got=str(store.path),
+                remedy="fine-tune it, and judge that run on the other dataset",
+            )  # fmt: skip
         labels_path = require_labels(labels_path, store)
         external = open_external([run, *others], store_path, labels_path, training_store=training_store, accept=accept)
         for note in external.notes:
@@ -441,7 +446,7 @@ def evaluate_run(
     sections["caveats"] = comparison_caveats(comparison)
     out = result_folder(run, store.path) if external is not None else run
     if zero_shot:
-        out = run / "arms" / Path(str(labels_path)).stem
+        out = untuned_folder(run, Path(str(labels_path)))
         with ExperimentTracker(out.name, out.parent, exist_ok=True) as tracker:
             tracker.log_hyperparameters({"run": str(run), "labels": str(labels_path), "resamples": resamples})
             tracker.log_metadata({"kind": "evaluation without fine-tuning", "store_fingerprint": store.fingerprint})
@@ -457,6 +462,11 @@ def evaluate_run(
                 }
             )  # fmt: skip
     return finish_comparison(out, comparison, sections)
+
+
+def untuned_folder(run: Path, labels: Path) -> Path:
+    """Where the evaluation of a pretraining on labels, without fine-tuning, lies."""
+    return run / "arms" / labels.stem
 
 
 def result_folder(run: Path, store_path: Path) -> Path:

@@ -47,8 +47,9 @@ def evaluate(
     threads: Annotated[int, typer.Option("--threads", min=1, help="For the baselines.")] = 2,
 ) -> None:
     """Judge runs and baselines on held-out subjects, or on another dataset, with 95 % intervals."""
-    from ehrsequencing.benchmarks.compare import evaluate_run, result_folder
+    from ehrsequencing.benchmarks.compare import evaluate_run, result_folder, untuned_folder
     from ehrsequencing.benchmarks.validation import ValidationOptions
+    from ehrsequencing.io import read_json
 
     names = [] if baselines == "none" else [name.strip() for name in baselines.split(",") if name.strip()]
     groups = None if by is None else () if by == "none" else tuple(name.strip() for name in by.split(","))
@@ -72,8 +73,8 @@ def evaluate(
         )
     print_table(summary["metrics"])
     out = result_folder(run, store) if "unknown" in summary else run
-    if not (out / "predictions").is_dir() and labels is not None:
-        out = run / "arms" / labels.stem
+    if labels is not None and read_json(run / "metadata.json").get("kind") == "pretrain":
+        out = untuned_folder(run, labels)
     say(f"report: {out / 'report.html'}")
 
 
