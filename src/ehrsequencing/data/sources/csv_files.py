@@ -1,19 +1,19 @@
-"""CSV files in blocks of rows; when reading ends, whyever, no thread of the parser is left."""
+"""CSV files in blocks of rows; when reading ends, whyever, no thread is left that uses Python."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import re
-import time
-import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TypeVar
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -27,7 +27,8 @@ Advance = Callable[[Path, int], None]
 _T = TypeVar("_T")
 
 BLOCK_BYTES = 8 << 20
-SECONDS_TO_END = 10.0
+LONGEST_ROW = 4 * BLOCK_BYTES
+_QUOTE = ord('"')
 
 
 @dataclass(frozen=True)
@@ -77,66 +78,138 @@ def header(file: Path, layout: Layout) -> tuple[list[str], str]:
     return next(csv.reader([text], delimiter=delimiter)), delimiter
 
 
-class _Counted(io.RawIOBase):
-    """A stream that counts the quotation marks that it gives out."""
-
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self.stream, self.quotes = stream, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        content: bytes = self.stream.read(size)
-        self.quotes += content.count(b'"')
-        return content
-
-
 class _Blocks:
     """The parsed blocks of an open file, each with the position in the file after it.
 
-    The parser reads ahead on a thread of its own, which calls `_Counted.read`. Python aborts when such a thread calls
-    it at exit; so that none can, `close` waits until the parser has let go of the stream. The parser has nothing else
-    to wait for: its reader's `close` does nothing, and an error in the first block leaves no reader to close.
+    Arrow's parser reads ahead on a thread of its own that outlives the reading, and Python aborts when such a thread
+    touches one of its objects at exit. Therefore the parser never gets a stream or a buffer of Python's: here the file
+    is read, decoded and cut between rows, in Arrow's own memory.
     """
 
-    def __init__(self, raw: BinaryIO, compression: str | None, options: Mapping[str, Any]) -> None:
-        self._raw = raw
-        self._stream: _Counted | None = _Counted(pa.input_stream(raw, compression=compression))
-        self._reader: pc.CSVStreamingReader | None = None
-        self._options = options
-
-    def __enter__(self) -> _Blocks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __init__(self, file: Path, raw: pa.OSFile, columns: list[str], layout: Layout) -> None:
+        self.rows = 0
+        self._file, self._raw = file, raw
+        self._stream = pa.CompressedInputStream(raw, "gzip") if file.suffix.lower() == ".gz" else raw
+        utf8 = codecs.lookup(layout.encoding).name in ("utf-8", "ascii")
+        self._decoder = None if utf8 else codecs.getincrementaldecoder(layout.encoding)()
+        self._names, self._delimiter = header(file, layout)
+        # OHDSI's vocabularies, with tabs, have quotation marks that stand for themselves.
+        self._quoted = self._delimiter != "\t"
+        self._parse = pc.ParseOptions(
+            delimiter=self._delimiter, quote_char='"' if self._quoted else False, newlines_in_values=self._quoted
+        )
+        self._convert = pc.ConvertOptions(
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, pa.large_string()),
+            strings_can_be_null=True,
+            null_values=list(layout.missing),
+        )
+        self._begun, self._rest = False, b""
 
     def __iter__(self) -> _Blocks:
         return self
 
-    def __next__(self) -> tuple[pa.RecordBatch, int]:
-        if self._stream is None:
-            raise StopIteration
-        if self._reader is None:
-            # No frame of a traceback may hold the stream: here they hold `self` alone.
-            self._reader = pc.open_csv(self._stream, **self._options)
-        return self._reader.read_next_batch(), self._raw.tell()
+    def __next__(self) -> tuple[pa.Table, int]:
+        """Of the next bytes that begin and end where a row does."""
+        while True:
+            content, ended = self._more()
+            end, open_quote = _end_of_rows(content, self._delimiter if self._quoted else None)
+            end = content.size if ended else end
+            if ended and open_quote:
+                # The parser takes the rest of the file as one cell, and with it all rows therein.
+                row = self.rows + self._parsed(content).num_rows
+                raise DataError(f"{self._file} has a quotation mark that is never closed", got=f"row {row} to the end")
+            if ended and not content.size:
+                raise StopIteration
+            if content.size - end > LONGEST_ROW:
+                raise DataError(
+                    f"{self._file} is malformed",
+                    got=f"row {self.rows + 1}, which does not end within {LONGEST_ROW >> 20} MB",
+                    expected="rows that end, and quotation marks that are closed",
+                )
+            self._rest = content[end:].to_pybytes()
+            if end:
+                table = self._parsed(content[:end])
+                self.rows += table.num_rows
+                return table, self._raw.tell()
 
-    @property
-    def quotes(self) -> int:
-        """Quotation marks read so far."""
-        return 0 if self._stream is None else self._stream.quotes
+    def _more(self) -> tuple[pa.Buffer, bool]:
+        """What is left of the bytes before and those after them, and whether these are the last."""
+        rest = len(self._rest)
+        if self._decoder is None:
+            content = pa.allocate_buffer(rest + BLOCK_BYTES)
+            room = memoryview(content).cast("B")
+            read = self._stream.readinto(room[rest:])
+            ended = read == 0
+        else:
+            encoded = self._stream.read(BLOCK_BYTES)
+            ended = not encoded
+            text = self._decoder.decode(encoded, ended).encode()
+            read = len(text)
+            content = pa.allocate_buffer(rest + read)
+            room = memoryview(content).cast("B")
+            room[rest:] = text
+        room[:rest] = self._rest
+        content = content[: rest + read]
+        if not self._begun:
+            self._begun = True
+            first = re.match(rb"(?:\xef\xbb\xbf)?[^\r\n]*(?:\r?\n|\r)?", content)
+            content = content[first.end() if first else 0 :]
+        return content, ended
 
-    def close(self) -> None:
-        """End reading; returns when no thread reads any more."""
-        if self._stream is None:
-            return
-        left = weakref.ref(self._stream)
-        self._reader = self._stream = None
-        end = time.monotonic() + SECONDS_TO_END
-        while left() is not None and time.monotonic() < end:
-            time.sleep(0.001)
+    def _parsed(self, content: pa.Buffer) -> pa.Table:
+        """A table of whole rows."""
+        # On one thread, errors say which row.
+        read = pc.ReadOptions(block_size=content.size + 1, use_threads=False, column_names=self._names)
+        try:
+            return pc.read_csv(pa.BufferReader(content), read, self._parse, self._convert)
+        except pa.ArrowInvalid as problem:
+            # Counted from the header, as the parser counts in a whole file.
+            before = self.rows + 1
+            text = re.sub(r"(?<=Row #)\d+", lambda row: str(int(row[0]) + before), str(problem), count=1)
+        raise pa.ArrowInvalid(text)
+
+
+def _last_line(content: np.ndarray) -> int:
+    """Where the last whole line of some lines ends; 0 if there is none."""
+    for size in (1 << 12, len(content)):
+        begin = max(len(content) - size, 0)
+        place = content[begin:].tobytes().rfind(b"\n")
+        if place >= 0:
+            return begin + place + 1
+    # The last CR may be the first half of CRLF.
+    return content.tobytes().rfind(b"\r", 0, -1) + 1
+
+
+def _end_of_rows(buffer: pa.Buffer, delimiter: str | None) -> tuple[int, bool]:
+    """Where the last whole row of bytes that begin with a row ends (0: nowhere); whether a quote is open at the end.
+
+    A cell is quoted if it begins with a quotation mark, as Arrow reads it; one further inside is a character. Without
+    a delimiter nothing is quoted.
+    """
+    content = np.frombuffer(buffer, np.uint8)
+    marks = np.flatnonzero(content == _QUOTE) if delimiter is not None else np.empty(0, np.int64)
+    if delimiter is None or not len(marks):
+        return _last_line(content), False
+    opening, closing = marks[0::2], marks[1::2]
+    border = np.zeros(256, bool)
+    border[[_QUOTE, *delimiter.encode(), *b"\r\n"]] = True
+    before, after = opening[opening > 0] - 1, closing[closing < len(content) - 1] + 1
+    if border[content[before]].all() and border[content[after]].all():
+        # Marks open and close in turn, doubled ones included: outside is where an even number of them precedes.
+        end = len(content)
+        while (line := _last_line(content[:end])) and (preceding := int(np.searchsorted(marks, line))) % 2:
+            end = int(marks[preceding - 1])
+        return line, len(marks) % 2 == 1
+    cell = re.compile(rb"(?:\A|(?<=[\r\n" + re.escape(delimiter.encode()) + rb']))"[^"]*(?:""[^"]*)*("?)')
+    open_quote = False
+
+    def blank(match: re.Match[bytes]) -> bytes:
+        nonlocal open_quote
+        open_quote = not match[1]
+        return b"x" * len(match[0])
+
+    return _last_line(np.frombuffer(cell.sub(blank, content.tobytes()), np.uint8)), open_quote
 
 
 def csv_blocks(
@@ -153,39 +226,14 @@ def csv_blocks(
     Raises:
         DataError: the file is damaged, cut short or in another encoding, or has rows of another width.
     """
-    _, delimiter = header(file, layout)
-    quoted = delimiter != "\t"
-
-    options = {
-        # On one thread, errors say which row; decompression and conversion already run beside our own work.
-        "read_options": pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, encoding=layout.encoding),
-        "parse_options": pc.ParseOptions(
-            delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
-        ),
-        "convert_options": pc.ConvertOptions(
-            include_columns=columns,
-            column_types=dict.fromkeys(columns, pa.large_string()),
-            strings_can_be_null=True,
-            null_values=list(layout.missing),
-        ),
-    }
-    compression = "gzip" if file.suffix.lower() == ".gz" else None
-    rows = 0
-    with (
-        named_problems(file, layout),
-        file.open("rb", buffering=0) as raw,
-        _Blocks(raw, compression, options) as blocks,
-    ):
+    with named_problems(file, layout), pa.OSFile(str(file)) as raw:
+        blocks = _Blocks(file, raw, columns, layout)
         large = file.stat().st_size > BLOCK_BYTES
-        for batch, position in _ahead(blocks) if large else blocks:
-            rows += batch.num_rows
-            if batch.num_rows:
-                yield frame_of(batch)
+        for table, position in _ahead(blocks) if large else blocks:
+            if table.num_rows:
+                yield frame_of(table)
             if advance is not None:
                 advance(file, position)
-        if quoted and layout.extends_ascii and blocks.quotes % 2:
-            # The parser takes the rest of the file as one cell, and with it all rows therein.
-            raise DataError(f"{file} has a quotation mark that is never closed", got=f"row {rows} to the end")
 
 
 def _ahead(items: Iterator[_T]) -> Iterator[_T]:
@@ -197,7 +245,7 @@ def _ahead(items: Iterator[_T]) -> Iterator[_T]:
             yield item
 
 
-def frame_of(batch: pa.RecordBatch) -> pl.DataFrame:
-    """A batch of Arrow as a frame."""
+def frame_of(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
+    """A batch or a table of Arrow as a frame."""
     frame = pl.from_arrow(batch)
     return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()

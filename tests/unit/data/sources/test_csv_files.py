@@ -1,10 +1,15 @@
 import gzip
+import io
 import os
 import subprocess
 import sys
-import weakref
+import threading
 
+import pyarrow as pa
+import pyarrow.csv as pc
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ehrsequencing.data.sources import csv_files
 from ehrsequencing.data.sources.csv_files import BLOCK_BYTES
@@ -13,20 +18,6 @@ from ehrsequencing.errors import DataError
 
 PERSON = "person_id,gender_concept_id,year_of_birth\n" + "".join(f"{number},8507,1950\n" for number in range(2000))
 LARGE = "key,value\n" + "".join(f"{number},{'x' * 100}\n" for number in range(4 * BLOCK_BYTES // 100))
-
-
-@pytest.fixture
-def streams(monkeypatch):
-    """The streams that a parser still holds."""
-    alive = weakref.WeakSet()
-
-    class Seen(csv_files._Counted):
-        def __init__(self, stream):
-            super().__init__(stream)
-            alive.add(self)
-
-    monkeypatch.setattr(csv_files, "_Counted", Seen)
-    return alive
 
 
 @pytest.mark.parametrize(
@@ -42,24 +33,72 @@ def streams(monkeypatch):
     ],
     ids=["width", "encoding", "quote", "late", "late and compressed", "cell", "early cell of a large file"],
 )
-def test_a_refused_file_is_let_go_of(tmp_path, streams, text, encoding, zipped, message):
-    """While the error, and with it every frame that it came through, is still there."""
+def test_a_file_is_refused(tmp_path, text, encoding, zipped, message):
     content = text.encode(encoding)
     file = tmp_path / ("t.csv.gz" if zipped else "t.csv")
     file.write_bytes(gzip.compress(content, 1) if zipped else content)
-    with pytest.raises(DataError, match=message) as raised:
+    threads = threading.active_count()
+    with pytest.raises(DataError, match=message):
         find_tables(tmp_path)["t"].whole({"key": "id", "value": "text"})
-    assert raised.tb is not None and not streams
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_reading_that_is_left_early_ends(tmp_path, streams, encoding):
+def test_reading_that_is_left_early_ends(tmp_path, encoding):
     (tmp_path / "t.csv").write_text(LARGE)
     table = Table("t", (tmp_path / "t.csv",), csv_files.Layout(encoding=encoding))
+    threads = threading.active_count()
     pieces = table.read({"key": "id", "value": "text"})
-    assert len(next(pieces).rows) > 1 and streams
+    assert len(next(pieces).rows) > 1 and threading.active_count() > threads
     pieces.close()
-    assert not streams
+    assert threading.active_count() == threads
+
+
+CELLS = st.sampled_from(
+    ["", "a", '"b"', '"c\nd"', '"e\r\n,f"', '"g""h"', '"""i"""', '""', '5" pipe', 'j""k', ' "l"', '"m"n', '"o" "p"']
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=12),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    last=st.booleans(),
+    block=st.integers(12, 40),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "latin-1", "utf-16"]),
+)
+def test_a_file_in_blocks_is_read_as_a_whole_one(tmp_path, monkeypatch, rows, end, last, block, encoding):
+    """Wherever a block ends: within a quoted cell, between two marks, between CR and LF, within a character."""
+    text = end.join(["x,y", *map(",".join, rows)]) + (end if last else "")
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    kinds = dict.fromkeys("xy", pa.string())
+    options = pc.ConvertOptions(column_types=kinds, strings_can_be_null=True, null_values=[""])
+    try:
+        whole = pc.read_csv(
+            io.BytesIO(text.encode()), parse_options=pc.ParseOptions(newlines_in_values=True), convert_options=options
+        ).to_pylist()
+    except pa.ArrowInvalid:
+        whole = None
+    monkeypatch.setattr(csv_files, "BLOCK_BYTES", block)
+    layout = csv_files.PLAIN if encoding.startswith("utf-8") else csv_files.Layout(encoding=encoding)
+
+    def read():
+        frames = csv_files.csv_blocks(tmp_path / "t.csv", ["x", "y"], layout, None)
+        return [row for frame in frames for row in frame.to_dicts()]
+
+    if whole is None:
+        with pytest.raises(DataError):
+            read()
+    else:
+        assert read() == whole
+
+
+def test_a_row_that_does_not_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_files, "LONGEST_ROW", 1 << 20)
+    (tmp_path / "t.csv").write_bytes(b"key,value\n1,a\n2," + b"x" * (3 << 20))
+    monkeypatch.setattr(csv_files, "BLOCK_BYTES", 1 << 20)
+    with pytest.raises(DataError, match="t.csv is malformed; got row 2, which does not end within 1 MB"):
+        find_tables(tmp_path)["t"].whole({"key": "id"})
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
