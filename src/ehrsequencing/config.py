@@ -112,6 +112,13 @@ class NvpOptions(_Strict):
     gamma: float = Field(2.0, ge=0, le=10)
     balance: float = Field(0.0, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _exponent_of_focal(self) -> NvpOptions:
+        # Not whether it was given: a resolved configuration gives everything.
+        if self.loss != "focal" and self.gamma != NvpOptions.model_fields["gamma"].default:
+            raise ValueError("gamma is the exponent of the focal loss, so with loss=bce it would have no effect")
+        return self
+
 
 class JointOptions(_Strict):
     """Masked language modelling and next-visit prediction over one encoder."""

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import polars as pl
 
-from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError
 
@@ -43,11 +38,3 @@ def keep_labelled(store: TokenStore, labels: pl.DataFrame, subjects: int, seed: 
             )
         chosen.append(np.random.default_rng([seed, len(split)]).permutation(there)[:number])
     return labels.filter(pl.col("subject_id").is_in(np.concatenate(chosen)))
-
-
-def write_few_labels(store: TokenStore, labels: Path, out: Path, subjects: int, seed: int = 0) -> None:
-    """Write such labels with a manifest that says so, unless they are there."""
-    frame, manifest = read_labels(labels)
-    noted: Mapping[str, Any] = {"labelled_subjects": subjects, "draw": seed}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_labels(out, keep_labelled(store, frame, subjects, seed), {**manifest, **noted})

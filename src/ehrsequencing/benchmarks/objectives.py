@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.benchmarks.compare import Comparison, compare, difference
-from ehrsequencing.benchmarks.few_labels import write_few_labels
-from ehrsequencing.config import FinetuneConfig, ObjectivesConfig, PretrainConfig, write_config
+from ehrsequencing.benchmarks.few_labels import keep_labelled
+from ehrsequencing.config import METHOD_LR, FinetuneConfig, ObjectivesConfig, PretrainConfig, write_config
 from ehrsequencing.data.artefacts import refuse_in_data
+from ehrsequencing.data.labels import labels_hash, read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.io import atomic_path, lock_file, read_json, write_json, write_text
@@ -103,7 +104,8 @@ def benchmark_objectives(
         The summary, which lies with table and report in `out/comparison`; None where another process still trains.
 
     Raises:
-        ConfigError: two label files of one name, or another configuration than that of `out`.
+        ConfigError: two label files of one name, another configuration, other data or fewer seeds than those of `out`,
+            too few labelled subjects, or tokens that are not about a number of epochs.
         RunError: a label file is not of a binary task.
     """
     refuse_in_data(out, store_path, *labels)
@@ -111,14 +113,23 @@ def benchmark_objectives(
     if len(set(names)) < len(names) or not names:
         raise ConfigError("label files", got=", ".join(names) or "none", expected="one or more of different names")
     store = TokenStore.open(store_path).verify()
-    _settle(out, config)
-    used = {}
+    used = {path.stem: out / "labels" / path.name if config.labelled else path for path in labels}
+    drawn = {}
     for path in labels:
-        used[path.stem] = path
+        frame, manifest = read_labels(path)
+        if frame["boolean_value"].null_count() == len(frame):
+            raise RunError(f"{path} is not of a binary task", expected="labels in boolean_value")
         if config.labelled:
-            used[path.stem] = out / "labels" / path.name
-            if not used[path.stem].exists():
-                write_few_labels(store, path, used[path.stem], config.labelled)
+            frame = keep_labelled(store, frame, config.labelled, seed=0)
+            drawn[path.stem] = frame, {**manifest, "labelled_subjects": config.labelled, "draw": 0}
+    plans = {name: pretrain_config(config, name, 0, store) for name in config.objectives}
+    tokens = {name: tokens_of(plan, store) * plan.loop.epochs for name, plan in plans.items()}
+    _refuse_other_budgets(tokens, config.tokens)
+    _settle(out, config, store, labels)
+    for name, (frame, manifest) in drawn.items():
+        if not used[name].exists():
+            used[name].parent.mkdir(parents=True, exist_ok=True)
+            write_labels(used[name], frame, manifest)
     everything = list(cells(config, names))
     busy: set[Cell] = set()
     for cell in everything:
@@ -128,7 +139,7 @@ def benchmark_objectives(
         say(f"{len(left)} of {len(everything)} trainings are with another process, which will judge; or run this again")
         return None
     with Claim(out / "judge.lock") as mine:
-        return _judge(store, used, out, config, oracle, say, bars) if mine else None
+        return _judge(store, used, out, config, tokens, oracle, say, bars) if mine else None
 
 
 def is_done(run: Path) -> bool:
@@ -137,18 +148,33 @@ def is_done(run: Path) -> bool:
     return file.exists() and read_json(file).get("status") in ("completed", "early_stopped")
 
 
-def _settle(out: Path, config: ObjectivesConfig) -> None:
-    """Write what every training has in common, or see that it is what is there."""
+def _settle(out: Path, config: ObjectivesConfig, store: TokenStore, labels: Sequence[Path]) -> None:
+    """Write what every training has in common, or see that it is what is there.
+
+    Raises:
+        ConfigError: it is not: other options, data or labels, or fewer seeds than were begun.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    path, mine = out / "benchmark.json", config.model_dump(mode="json", exclude={"seeds", "objectives", "methods"})
-    if not path.exists():
-        write_json(path, mine)
-    elif (stored := read_json(path)) != mine:
-        differing = sorted(key for key in mine if mine[key] != stored.get(key))
+    path = out / "benchmark.json"
+    mine = config.model_dump(mode="json", exclude={"objectives", "methods"}) | {
+        "store": store.fingerprint, "labels": {file.stem: labels_hash(file) for file in labels},
+    }  # fmt: skip
+    stored = read_json(path) if path.exists() else mine
+    differing = sorted(key for key in mine if key not in ("seeds", "labels") and mine[key] != stored.get(key))
+    before = stored.get("labels", {})
+    differing += [f"labels of {name}" for name, own in mine["labels"].items() if before.get(name, own) != own]
+    if differing:
         raise ConfigError(
             f"{out} was begun with another configuration: {', '.join(differing)} differ",
-            remedy="go on with the same one (seeds, objectives and methods may grow), or choose another --out",
+            remedy="go on with the same one (seeds, objectives, methods and tasks may grow), or choose another --out",
         )
+    if mine["seeds"] < stored.get("seeds", 0):
+        # Models are judged with all their seeds, so that those that some have and others lack would be compared.
+        raise ConfigError(
+            f"{out} was begun with more seeds", got=mine["seeds"], expected=f"{stored['seeds']} or more",
+            remedy="go on with them, or choose another --out",
+        )  # fmt: skip
+    write_json(path, stored | mine | {"labels": before | mine["labels"]})
 
 
 class Claim:
@@ -198,12 +224,28 @@ def pretrain_config(config: ObjectivesConfig, objective: str, seed: int, store: 
     options = config.pretrain.model_dump(exclude_unset=True)
     options |= {"objective": objective, "loop": {**options.get("loop", {}), "seed": seed}}
     found = PretrainConfig.model_validate(options)
-    chosen = OBJECTIVES[objective]
-    built = model_config(found.model, len(store.vocabulary), causal=chosen.causal(found))
-    source = batch_source(store, "train", chosen.examples(store.split("train"), []), found.loop, built)
-    epochs = max(1, round(config.tokens / int(source.lengths.sum())))
+    epochs = max(1, round(config.tokens / tokens_of(found, store)))
     options["loop"] |= {"epochs": epochs, "patience": epochs}
     return PretrainConfig.model_validate(options)
+
+
+def tokens_of(config: PretrainConfig, store: TokenStore) -> int:
+    """Tokens that an epoch of a pretraining reads."""
+    chosen = OBJECTIVES[config.objective]
+    built = model_config(config.model, len(store.vocabulary), causal=chosen.causal(config))
+    source = batch_source(store, "train", chosen.examples(store.split("train"), []), config.loop, built)
+    return int(source.lengths.sum())
+
+
+def _refuse_other_budgets(tokens: Mapping[str, int], asked: int) -> None:
+    """Pretrainings read whole epochs: ConfigError where these come nowhere near the tokens asked for."""
+    off = {name: found for name, found in tokens.items() if not 2 / 3 <= found / asked <= 3 / 2}
+    if off:
+        raise ConfigError(
+            "tokens of each pretraining, which reads whole epochs", got=f"{asked:,}",
+            expected="about a multiple of an epoch: " + ", ".join(f"{name} {found:,}" for name, found in off.items()),
+            remedy="ask for such a number with --tokens",
+        )  # fmt: skip
 
 
 def finetune_config(config: ObjectivesConfig, method: str, seed: int) -> FinetuneConfig:
@@ -222,6 +264,7 @@ def _judge(
     labels: Mapping[str, Path],
     out: Path,
     config: ObjectivesConfig,
+    tokens: Mapping[str, int],
     oracle: Path | None,
     say: Callable[[str], None],
     bars: Callable[[], AbstractContextManager[Callable[[str, int, int], None]]],
@@ -239,8 +282,6 @@ def _judge(
                 arms, store.path, path,
                 names=names, baselines=BASELINES, oracle=oracle, reference=SCRATCH, say=say, progress=update,
             )  # fmt: skip
-        if judged.examples["held_out"].categories:
-            raise RunError(f"{path} is of a multi-label task", expected="binary labels")
         for name, entries in judged.metrics.items():
             # By the name of the label file; subgroups stay with the task's own evaluation.
             whole = {
@@ -267,8 +308,15 @@ def _judge(
                 "models": list(models.values()),
                 "differences": differences,
                 "caveats": [
-                    f"Every pretraining read about {config.tokens:,} tokens of the same train subjects; seeds 0 to "
-                    f"{config.seeds - 1} vary pretraining, fine-tuning and initialisation, not the labelled subjects.",
+                    "Tokens that each pretraining read, of the same train subjects: "
+                    + ", ".join(f"{name} {number:,}" for name, number in tokens.items())
+                    + f"; {config.tokens:,} were asked for. Kept is the best epoch on tuning.",
+                    f"Seeds 0 to {config.seeds - 1} vary pretraining, fine-tuning and initialisation, not the labelled "
+                    "subjects.",
+                    "Scratch has the architecture that `ehrseq finetune` has without a base (bidirectional attention, "
+                    "days before the prediction time; objectives that predict from every visit have visit-causal "
+                    f"attention and gaps) and its own learning rate; that of full fine-tuning is {METHOD_LR['full']:g} "
+                    "unless set.",
                     *notes,
                 ],
             },
