@@ -158,7 +158,7 @@ class PretrainedModel(nn.Module):
             raise CheckpointError(
                 f"{folder} holds a model of another family",
                 got=manifest["architecture"],
-                expected=f"a {cls.config_class.family} model",
+                expected=f"one of the {cls.config_class.family} family",
                 remedy="name the folder of such a model",
             )
         same = manifest["architecture"] == cls.__name__

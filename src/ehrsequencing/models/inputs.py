@@ -85,7 +85,9 @@ def check_inputs(
         if (given.get(name) is not None) != wanted:
             got, expected = ("none", "an input") if wanted else ("an input", "none")
             raise ConfigError(
-                f"{name} of a {config.family} model whose {option} is {getattr(config, option)}", got=got, expected=expected
+                f"{name} of a {config.family} model whose {option} is {getattr(config, option)}",
+                got=got,
+                expected=expected,
             )
     if codes.ndim != 2 or codes.numel() == 0 or codes.shape[1] > config.max_length:
         raise ShapeError("codes", tuple(codes.shape), f"[batch, length], length 1 to {config.max_length}")
