@@ -93,7 +93,7 @@ def test_several_labels(world, multilabel, tmp_path):  # noqa: F811
 
 def test_killed_and_resumed_is_bit_identical(world, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = (world.store, world.labels, "--model", "bilstm", *SHORT, *FLAGS, "--epochs", "2")
+    arguments = (world.store, world.labels, "--model", "bilstm", *SHORT, *FLAGS, "--set", "loop.token_budget=2048")
     subprocess.run(command("finetune", *arguments, "--out", whole), check=True, capture_output=True)
     assert run_until_done(command("finetune", *arguments, "--out", killed), [0.1]) >= 1
     same_run(whole, killed)
