@@ -283,6 +283,13 @@ class ObjectivesConfig(_Strict):
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
 
+    @field_validator("finetune")
+    @classmethod
+    def _pretrained_only(cls, given: FinetuneConfig) -> FinetuneConfig:
+        if given.architecture != "behrt":
+            raise ValueError(f"{given.architecture} is not pretrained; judge it with `ehrseq finetune` and `evaluate`")
+        return given
+
 
 AnyConfig = TypeVar("AnyConfig", bound=_Strict)
 

@@ -8,7 +8,7 @@ import pytest
 from ehrsequencing.benchmarks.compare import evaluate_run
 from ehrsequencing.benchmarks.seeds import finetune_seeds
 from ehrsequencing.cli.common import observed
-from ehrsequencing.config import FinetuneConfig, load_config, read_config
+from ehrsequencing.config import FinetuneConfig, ObjectivesConfig, load_config, read_config
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import CheckpointError, ConfigError, RunError
 from ehrsequencing.evaluation.predict import load_classifier
@@ -123,6 +123,11 @@ def test_what_has_no_meaning_for_an_architecture_is_refused():
         with pytest.raises(ConfigError, match="1 problem.*") as found:
             load_config(FinetuneConfig, overrides=overrides)
         assert message in str(found.value)
+
+
+def test_the_benchmark_of_pretrainings_is_of_behrt_alone():
+    with pytest.raises(ConfigError, match="finetune: Value error, lstm is not pretrained; judge it with"):
+        load_config(ObjectivesConfig, overrides={"finetune.architecture": "lstm"})
 
 
 def test_a_base_is_refused_in_both_directions(world, runs, tmp_path):

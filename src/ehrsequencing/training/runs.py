@@ -26,7 +26,7 @@ from ehrsequencing.models.architectures import ARCHITECTURES
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTHead
 from ehrsequencing.models.classification import SequenceClassifier
 from ehrsequencing.models.configuration import SequenceConfig
-from ehrsequencing.models.folder import tensors_hash
+from ehrsequencing.models.folder import PretrainedModel, tensors_hash
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.rundir import refuse_existing
 from ehrsequencing.training.callbacks import Observer
@@ -35,6 +35,11 @@ from ehrsequencing.training.device import resolve_loop
 Model = TypeVar("Model", bound=BEHRTHead)
 CHANGEABLE = {"dropout", "attention_dropout"}
 """Options of the architecture that change no weight, so that they may differ from the base's."""
+AS_NAMED = {
+    "max_length", "dropout", "attention_dropout", "attention", "position", "age", "separators", "activation", "norm",
+    "pooling",
+}  # fmt: skip
+"""Options of the architecture that a built model has under the same name, where it has them at all."""
 RunConfig = TypeVar("RunConfig", PretrainConfig, FinetuneConfig)
 
 
@@ -145,10 +150,8 @@ def plan_start(
 def as_built(start: Start[RunConfig], built: SequenceConfig) -> Start[RunConfig]:
     """The run with the architecture that its model has in place of what the options left open or its base decided."""
     presets = get_args(ModelOptions.model_fields["size"].annotation)
-    same_name = ("max_length", "dropout", "attention_dropout", "attention", "position", "age", "separators")
-    same_name += ("activation", "norm", "pooling")
     options = start.config.model.model_dump() | {
-        **{name: getattr(built, name) for name in same_name if hasattr(built, name)},
+        **{name: getattr(built, name) for name in AS_NAMED if hasattr(built, name)},
         "kinds": built.num_kinds > 0,
         "times": built.time_embedding,
         "gaps": built.gap_embedding,
@@ -339,7 +342,7 @@ def load_base(kind: type[Model], folder: Path, store: TokenStore, **overrides: A
     return kind.from_pretrained(folder, vocabulary_hash=store.vocabulary.hash, **overrides)
 
 
-def base_hash(model: BEHRTHead) -> str:
+def base_hash(model: PretrainedModel) -> str:
     """Hash of what came from the base; a fresh head is drawn from the seed and is no part of it."""
     return tensors_hash({name: model.state_dict()[name] for name in model.pretrained_parameters})
 
