@@ -94,6 +94,7 @@ class LoopOptions(_Strict):
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     threads: int = Field(0, ge=0, le=1024)
+    mirrors: list[str] = Field(default_factory=list, description="copies of the figures: mlflow, tensorboard")
 
 
 class MlmOptions(_Strict):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ehrsequencing.cli.common import Accept, ConfigFile, Overwrite, Resume, Sets, observed, say
+from ehrsequencing.cli.common import Accept, ConfigFile, MirrorNames, Overwrite, Resume, Sets, observed, say
 
 
 def finetune(
@@ -25,6 +25,7 @@ def finetune(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings that differ by seed.")] = 1,
     device: Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")] = None,
     accept: Accept = None,
+    mirrors: MirrorNames = None,
     config: ConfigFile = None,
     set_: Sets = None,
     resume: Resume = False,
@@ -46,6 +47,7 @@ def finetune(
             "optim.lr": lr,
             "loop.seed": seed,
             "loop.device": device,
+            "loop.mirrors": mirrors,
             "accept": accept,
         },
     )

@@ -102,8 +102,10 @@ def confusion_plot(path: Path, counts: np.ndarray, class_names: Sequence[str]) -
     _save(figure, path)
 
 
-def size_plot(path: Path, points: Mapping[str, tuple[int, Mapping[str, Any]]], label: str, title: str) -> None:
-    """Draw each model's metric with its interval against its trained parameters on a logarithmic axis."""
+def against_plot(
+    path: Path, points: Mapping[str, tuple[float, Mapping[str, Any]]], axis: str, label: str, title: str
+) -> None:
+    """Draw each model's metric with its interval against its size or time on a logarithmic axis."""
     figure, axes = _figure(7, 4.2)
     for index, (name, (size, entry)) in enumerate(points.items()):
         colour = COLOURS[index % len(COLOURS)]
@@ -113,7 +115,7 @@ def size_plot(path: Path, points: Mapping[str, tuple[int, Mapping[str, Any]]], l
         axes.annotate(_plain_text(name), (size, entry["value"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.15)
-    axes.set(xlabel="Trained parameters (logarithmic)", ylabel=_plain_text(label))
+    axes.set(xlabel=axis, ylabel=_plain_text(label))
     axes.set_title(_plain_text(title), loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)

@@ -17,7 +17,7 @@ FILES = (
     "report_data.json",
     "report.html",
 )
-FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "predictions", "arms")
+FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "predictions", "arms", "tensorboard")
 LOCK = ".lock"
 
 

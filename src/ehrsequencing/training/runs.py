@@ -199,7 +199,9 @@ def finished_summary(start: Start[RunConfig]) -> dict[str, Any] | None:
 def open_run(start: Start[RunConfig], identity: Mapping[str, str], facts: Mapping[str, Any]) -> ExperimentTracker:
     """Make or reopen the run directory and write what the run is."""
     out = start.out
-    tracker = ExperimentTracker(out.name, out.parent, resume=start.taken_up, exist_ok=start.overwrite)
+    tracker = ExperimentTracker(
+        out.name, out.parent, resume=start.taken_up, exist_ok=start.overwrite, mirrors=start.config.loop.mirrors
+    )
     if not start.taken_up:
         requested = start.requested.model_dump(mode="json", exclude_unset=True)
         # The metadata last: where it names what was requested, the configuration is there.
@@ -226,7 +228,9 @@ def size_name(config: SequenceConfig, architecture: str = "behrt") -> str:
 
 def config_hash(config: BaseModel) -> str:
     """Identity of a resolved configuration, leaving out what cannot change the result."""
-    return hash_bytes(config.model_dump_json(exclude={"accept": True, "loop": {"checkpoint_seconds"}}).encode())
+    return hash_bytes(
+        config.model_dump_json(exclude={"accept": True, "loop": {"checkpoint_seconds", "mirrors"}}).encode()
+    )
 
 
 def batch_source(
