@@ -20,6 +20,7 @@ from ehrsequencing.training.finetune import finetune
 from tests.integration.conftest import TINY
 from tests.integration.test_multilabel import labels as multilabel  # noqa: F401
 from tests.integration.test_resume import FLAGS, SHORT, command, run_until_done, same_run
+from tests.integration.test_validation import abroad  # noqa: F401
 
 CLASSES = {
     "lstm": VisitLSTMForSequenceClassification,
@@ -42,7 +43,7 @@ def runs(world, tmp_path_factory):
 def test_a_run_says_what_it_trained_and_gives_it_back(world, runs, name):
     run = runs / name
     metadata, summary = read_json(run / "metadata.json"), read_json(run / "summary.json")
-    assert metadata["method"] == "scratch" and metadata["parameters"]["lora"] == 0
+    assert (metadata["method"], metadata["architecture"]) == ("scratch", name) and metadata["parameters"]["lora"] == 0
     assert metadata["parameters"]["trainable"] == metadata["parameters"]["total"]
     assert list(summary["metrics"]) == [f"{name}-small-scratch"]
     assert not [note for note in summary["notes"] if "no gradient" in note]
@@ -89,6 +90,13 @@ def test_several_labels(world, multilabel, tmp_path):  # noqa: F811
     finetune(world.store, multilabel / "phenotypes.parquet", tmp_path / "run", config)
     summary = evaluate_run(tmp_path / "run", world.store, baselines=(), resamples=20)
     assert any(key.endswith("/auroc_macro") for key in summary["metrics"]["bilstm-small-scratch"])
+
+
+def test_subjects_of_another_dataset_are_judged(world, runs, abroad):  # noqa: F811
+    summary = evaluate_run(
+        runs / "retain", abroad.store, abroad.labels, training_store=world.store, baselines=(), resamples=50
+    )
+    assert list(summary["metrics"]) == ["retain-small-scratch"] and "unknown" in summary
 
 
 def test_killed_and_resumed_is_bit_identical(world, tmp_path):

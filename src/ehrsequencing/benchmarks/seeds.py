@@ -65,6 +65,7 @@ def finetune_seeds(
             "kind",
             "task",
             "method",
+            "architecture",
             "store",
             "store_fingerprint",
             "labels",

@@ -145,6 +145,7 @@ def finetune(
         "kind": "finetune",
         "task": task,
         "method": config.method,
+        "architecture": config.architecture,
         "store": str(store.path.resolve()),
         "store_fingerprint": store.fingerprint,
         "labels": str(Path(labels_path).resolve()),
