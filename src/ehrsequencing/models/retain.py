@@ -11,13 +11,9 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
-from ehrsequencing.models.behrt import initialise
-from ehrsequencing.models.classification import ModelOutput, SequenceClassifier
 from ehrsequencing.models.configuration import RETAINConfig
-from ehrsequencing.models.dropout import Dropout
-from ehrsequencing.models.embeddings import BEHRTEmbedding
 from ehrsequencing.models.inputs import OptionalInputs, check_inputs
-from ehrsequencing.models.visits import Visits, gather_visits, initialise_recurrent, run_packed
+from ehrsequencing.models.visits import VisitClassifier, Visits, gather_visits, run_packed
 
 
 class Contributions(NamedTuple):
@@ -37,8 +33,7 @@ class Contributions(NamedTuple):
 class ReverseTimeAttention(nn.Module):
     """Weights of visits and of their dimensions, from two recurrent layers that read the last visit first.
 
-    Forward: `Visits` -> alpha Float [batch, visits], summing to 1 over real visits, and beta Float
-    [batch, visits, width] within -1 and 1.
+    Forward: `Visits` -> Float [batch, width], the visits' sum under both weights; 0 for a row without any visit.
     """
 
     def __init__(self, width: int) -> None:
@@ -48,7 +43,12 @@ class ReverseTimeAttention(nn.Module):
         self.variable_rnn = nn.GRU(width, width, batch_first=True)
         self.variable_gate = nn.Linear(width, width)
 
-    def forward(self, visits: Visits) -> tuple[Tensor, Tensor]:
+    def forward(self, visits: Visits) -> Tensor:
+        alpha, beta = self.weights(visits)
+        return (alpha[..., None] * beta * visits.vectors).sum(1)
+
+    def weights(self, visits: Visits) -> tuple[Tensor, Tensor]:
+        """Alpha, Float [batch, visits], summing to 1 over real visits; beta, Float [batch, visits, width]."""
         place = torch.arange(visits.vectors.shape[1], device=visits.lengths.device)
         backwards = (visits.lengths[:, None] - 1 - place).clamp(min=0)[..., None].expand_as(visits.vectors)
         reverse = visits.vectors.gather(1, backwards)
@@ -63,7 +63,7 @@ class ReverseTimeAttention(nn.Module):
         return alpha.masked_fill(~visits.mask, 0.0), torch.tanh(self.variable_gate(h))
 
 
-class RETAINForSequenceClassification(SequenceClassifier):
+class RETAINForSequenceClassification(VisitClassifier):
     """One decision per sequence, as a sum of what each code contributes.
 
     Beside its code a token carries what `BEHRTEmbedding` adds to it; where the paper sums the codes of a visit, their
@@ -83,40 +83,11 @@ class RETAINForSequenceClassification(SequenceClassifier):
     """
 
     config: RETAINConfig
+    encoder: ReverseTimeAttention
     config_class = RETAINConfig
 
     def __init__(self, config: RETAINConfig, num_labels: int = 1, problem_type: str | None = None) -> None:
-        super().__init__(config)
-        self.decide(num_labels, problem_type)
-        self.embeddings = BEHRTEmbedding(config)
-        self.encoder = ReverseTimeAttention(config.hidden_dim)
-        self.dropout = Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_dim, num_labels)
-        initialise(self)
-        for layer in (self.encoder.visit_rnn, self.encoder.variable_rnn):
-            initialise_recurrent(layer)
-
-    def forward(
-        self,
-        codes: Tensor,
-        ages: Tensor,
-        visit_ids: Tensor,
-        mask: Tensor,
-        *,
-        labels: Tensor | None = None,
-        **optional: Unpack[OptionalInputs],
-    ) -> ModelOutput:
-        """Classify; inputs, labels and errors as in `BEHRTForSequenceClassification`.
-
-        Returns:
-            logits Float [batch] for "binary", else [batch, num_labels], and the mean loss in nats.
-        """
-        checked = self.label_range(labels)
-        check_inputs(self.config, codes, ages, visit_ids, mask, optional=optional, labels=checked)
-        visits = gather_visits(self.embeddings(codes, ages, visit_ids, **optional), visit_ids, mask)
-        alpha, beta = self.encoder(visits)
-        context = (alpha[..., None] * beta * visits.vectors).sum(1)
-        return self.decided(self.classifier(self.dropout(context)), labels)
+        super().__init__(config, ReverseTimeAttention(config.hidden_dim), num_labels, problem_type)
 
     @torch.no_grad()
     def contributions(
@@ -129,7 +100,7 @@ class RETAINForSequenceClassification(SequenceClassifier):
         check_inputs(self.config, codes, ages, visit_ids, mask, optional=optional, labels=None)
         embedded = self.embeddings(codes, ages, visit_ids, **optional)
         visits = gather_visits(embedded, visit_ids, mask)
-        alpha, beta = self.encoder(visits)
+        alpha, beta = self.encoder.weights(visits)
         weight = alpha.gather(1, visits.place).masked_fill(~mask, 0.0)
         gate = beta.gather(1, visits.place[..., None].expand(-1, -1, beta.shape[-1]))
         each = (weight * visits.share)[..., None] * gate * embedded.masked_fill(~mask[..., None], 0.0)

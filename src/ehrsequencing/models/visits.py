@@ -1,12 +1,19 @@
-"""From tokens to visits, and recurrent layers over visits of different numbers."""
+"""From tokens to visits, recurrent layers over visits of different numbers, and a classifier over them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ehrsequencing.models.behrt import initialise
+from ehrsequencing.models.classification import ModelOutput, SequenceClassifier
+from ehrsequencing.models.configuration import VisitConfig
+from ehrsequencing.models.dropout import Dropout
+from ehrsequencing.models.embeddings import BEHRTEmbedding
+from ehrsequencing.models.inputs import OptionalInputs, check_inputs
 
 
 class Visits(NamedTuple):
@@ -96,3 +103,45 @@ def initialise_recurrent(layer: nn.LSTM | nn.GRU) -> None:
             if isinstance(layer, nn.LSTM) and name.startswith("bias_ih"):
                 # PyTorch's order of gates: input, forget, cell, output.
                 nn.init.ones_(parameter.data[width : 2 * width])
+
+
+class VisitClassifier(SequenceClassifier):
+    """One decision per sequence, from its visits.
+
+    Args:
+        config: Architecture.
+        encoder: Forward: `Visits` -> Float [batch, hidden_dim].
+        num_labels, problem_type: As in `BEHRTForSequenceClassification`.
+    """
+
+    def __init__(self, config: VisitConfig, encoder: nn.Module, num_labels: int, problem_type: str | None) -> None:
+        super().__init__(config)
+        self.decide(num_labels, problem_type)
+        self.embeddings = BEHRTEmbedding(config)
+        self.encoder = encoder
+        self.dropout = Dropout(config.dropout)
+        self.classifier = nn.Linear(config.hidden_dim, num_labels)
+        initialise(self)
+        for layer in self.modules():
+            if isinstance(layer, nn.LSTM | nn.GRU):
+                initialise_recurrent(layer)
+
+    def forward(
+        self,
+        codes: Tensor,
+        ages: Tensor,
+        visit_ids: Tensor,
+        mask: Tensor,
+        *,
+        labels: Tensor | None = None,
+        **optional: Unpack[OptionalInputs],
+    ) -> ModelOutput:
+        """Classify; inputs, labels and errors as in `BEHRTForSequenceClassification`.
+
+        Returns:
+            logits Float [batch] for "binary", else [batch, num_labels], and the mean loss in nats.
+        """
+        checked = self.label_range(labels)
+        check_inputs(self.config, codes, ages, visit_ids, mask, optional=optional, labels=checked)
+        visits = gather_visits(self.embeddings(codes, ages, visit_ids, **optional), visit_ids, mask)
+        return self.decided(self.classifier(self.dropout(self.encoder(visits))), labels)

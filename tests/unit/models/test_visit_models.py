@@ -158,7 +158,7 @@ def test_last_visit_of_two_directions_is_where_each_ends():
         model.embeddings(inputs["codes"], inputs["ages"], inputs["visit_ids"]), inputs["visit_ids"], inputs["mask"]
     )
     for row, length in enumerate((3, 2)):
-        _, (last, _) = model.encoder(visits.vectors[row : row + 1, :length])
+        _, (last, _) = model.encoder.lstm(visits.vectors[row : row + 1, :length])
         ends = torch.cat((last[-2], last[-1]), dim=1)
         expected = model.classifier(ends).squeeze()
         torch.testing.assert_close(model(**inputs).logits[row], expected, rtol=0, atol=1e-6)
