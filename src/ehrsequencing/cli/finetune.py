@@ -15,6 +15,7 @@ def finetune(
     labels: Annotated[Path, typer.Argument(help="Labels (parquet, MEDS label schema).")],
     out: Annotated[Path, typer.Option("--out", help="Run directory.")],
     from_run: Annotated[Path | None, typer.Option("--from", help="Pretrained run.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="behrt, lstm, bilstm or retain.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="lora, full, probe or scratch.")] = None,
     lora_rank: Annotated[int | None, typer.Option("--lora-rank", help="Rank of the adapters.")] = None,
     model_size: Annotated[str | None, typer.Option("--model-size", help="Size for scratch.")] = None,
@@ -38,6 +39,7 @@ def finetune(
         config,
         set_ or [],
         {
+            "architecture": model,
             "method": method,
             "lora.rank": lora_rank,
             "model.size": model_size,
@@ -59,7 +61,7 @@ def finetune(
     if seeds == 1:
         from ehrsequencing.training.finetune import finetune as run
 
-        with observed(f"finetune {options.method}") as observer:
+        with observed(f"finetune {options.architecture} {options.method}") as observer:
             summary = run(
                 store, labels, out, options, from_run=from_run, resume=resume, overwrite=overwrite, observer=observer
             )
