@@ -131,10 +131,8 @@ def benchmark_objectives(
             used[name].parent.mkdir(parents=True, exist_ok=True)
             write_labels(used[name], frame, manifest)
     everything = list(cells(config, names))
-    busy: set[Cell] = set()
     for cell in everything:
-        if not _train(cell, store, used, out, config, observed):
-            busy.add(cell)
+        _train(cell, store, used, out, config, observed)
     if left := [cell for cell in everything if not is_done(cell.folder(out))]:
         say(f"{len(left)} of {len(everything)} trainings are with another process, which will judge; or run this again")
         return None
@@ -198,16 +196,14 @@ class Claim:
 
 def _train(
     cell: Cell, store: TokenStore, labels: Mapping[str, Path], out: Path, config: ObjectivesConfig, observed: Observed
-) -> bool:
-    """Run one training unless it is done; False where another process has it or what it starts from."""
+) -> None:
+    """Run one training unless it is done, or another process has it or what it starts from."""
     run, base = cell.folder(out), cell.base(out)
-    if is_done(run):
-        return True
-    if base is not None and not is_done(base):
-        return False
+    if is_done(run) or (base is not None and not is_done(base)):
+        return
     with Claim(run.with_name(f".{run.name}.lock")) as mine:
         if not mine or is_done(run):
-            return mine
+            return
         resume = (run / "metadata.json").exists()
         with observed(f"{cell.task} {cell.name} seed {cell.seed}".strip()) as observer:
             if not cell.task:
@@ -216,7 +212,6 @@ def _train(
             else:
                 tuned = finetune_config(config, cell.method, cell.seed)
                 finetune(store.path, labels[cell.task], run, tuned, from_run=base, resume=resume, observer=observer)
-    return True
 
 
 def pretrain_config(config: ObjectivesConfig, objective: str, seed: int, store: TokenStore) -> PretrainConfig:
@@ -237,7 +232,7 @@ def tokens_of(config: PretrainConfig, store: TokenStore) -> int:
     return int(source.lengths.sum())
 
 
-def _refuse_other_budgets(tokens: Mapping[str, int], asked: int) -> None:
+def _refuse_other_budgets(tokens: Mapping[Any, int], asked: int) -> None:
     """Pretrainings read whole epochs: ConfigError where these come nowhere near the tokens asked for."""
     off = {name: found for name, found in tokens.items() if not 2 / 3 <= found / asked <= 3 / 2}
     if off:
@@ -264,7 +259,7 @@ def _judge(
     labels: Mapping[str, Path],
     out: Path,
     config: ObjectivesConfig,
-    tokens: Mapping[str, int],
+    tokens: Mapping[Any, int],
     oracle: Path | None,
     say: Callable[[str], None],
     bars: Callable[[], AbstractContextManager[Callable[[str, int, int], None]]],
