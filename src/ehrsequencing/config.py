@@ -299,6 +299,42 @@ class ObjectivesConfig(_Strict):
         return given
 
 
+NEURAL_ARMS = ("scratch", "probe", "lora4", "lora8", "lora16", "lora32", "full", "lstm", "bilstm", "retain")
+
+
+class ModelsConfig(_Strict):
+    """`ehrseq benchmark models`; seed, method, architecture and rank of `finetune` are its own.
+
+    `fractions` are shares of the labelled train subjects; `settings` is what each arm, baselines included, may try.
+    """
+
+    arms: list[str] = ["lstm", "retain", "scratch", "probe", "lora4", "lora8", "lora16", "lora32", "full"]
+    baselines: list[Literal["logistic_regression", "random_forest", "xgboost"]] = [
+        "logistic_regression",
+        "random_forest",
+        "xgboost",
+    ]
+    fractions: list[float] = [0.01, 0.03, 0.1, 0.3, 1.0]
+    seeds: int = Field(3, ge=1, le=100)
+    settings: Literal[1, 4, 8] = 4
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+
+    @field_validator("arms")
+    @classmethod
+    def _known(cls, given: list[str]) -> list[str]:
+        unknown = [name for name in given if name not in NEURAL_ARMS]
+        if unknown or len(set(given)) < len(given) or not given:
+            raise ValueError(f"arms are one or more of {', '.join(NEURAL_ARMS)}, each once")
+        return given
+
+    @field_validator("fractions")
+    @classmethod
+    def _shares(cls, given: list[float]) -> list[float]:
+        if not given or len(set(given)) < len(given) or not all(0 < share <= 1 for share in given):
+            raise ValueError("fractions are one or more numbers above 0 and up to 1, each once")
+        return sorted(given)
+
+
 AnyConfig = TypeVar("AnyConfig", bound=_Strict)
 
 

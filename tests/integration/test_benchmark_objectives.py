@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
+from ehrsequencing.benchmarks.cells import Claim
 from ehrsequencing.benchmarks.few_labels import keep_labelled
-from ehrsequencing.benchmarks.objectives import Cell, Claim, benchmark_objectives, cells, in_words, tokens_of
+from ehrsequencing.benchmarks.objectives import Cell, benchmark_objectives, cells, in_words, tokens_of
 from ehrsequencing.config import ObjectivesConfig, PretrainConfig, load_config, read_config
 from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.prepare import prepare
@@ -128,7 +129,7 @@ def test_what_another_process_trains_is_left_to_it(world, tmp_path):
     out = tmp_path / "out"
     cell = Cell("mlm", 0).folder(out)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom ehrsequencing.benchmarks.objectives import Claim\n"
+        "import sys, time\nfrom pathlib import Path\nfrom ehrsequencing.benchmarks.cells import Claim\n"
         f"with Claim(Path({str(cell.with_name('.seed-0000.lock'))!r})) as mine:\n"
         "    assert mine\n    print('held', flush=True)\n    time.sleep(600)\n"
     )

@@ -38,3 +38,30 @@ def keep_labelled(store: TokenStore, labels: pl.DataFrame, subjects: int, seed: 
             )
         chosen.append(np.random.default_rng([seed, len(split)]).permutation(there)[:number])
     return labels.filter(pl.col("subject_id").is_in(np.concatenate(chosen)))
+
+
+FEWEST_TUNING = 100
+"""Subjects of tuning whose labels are kept at any share, or all there are: fewer choose an epoch at random."""
+
+
+def keep_share(store: TokenStore, labels: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
+    """The labels of a share of the train and of the tuning subjects, and of all held-out ones.
+
+    Args:
+        share: Above 0, up to 1; of two draws with one seed the smaller is part of the larger.
+
+    Raises:
+        ConfigError: not a single subject of train is left.
+    """
+    ids = labels["subject_id"].unique().sort().to_numpy()
+    chosen = [ids[store.split("held_out").index_of(ids) >= 0]]
+    for split, fewest in (("train", 0), ("tuning", FEWEST_TUNING)):
+        there = ids[store.split(split).index_of(ids) >= 0]
+        number = min(max(round(share * len(there)), fewest), len(there))
+        if not number:
+            raise ConfigError(
+                f"share of the labelled subjects of {split}", got=f"{share:g} of {len(there)}", expected="one at least",
+                remedy="ask for a larger share",
+            )  # fmt: skip
+        chosen.append(np.random.default_rng([seed, len(split)]).permutation(there)[:number])
+    return labels.filter(pl.col("subject_id").is_in(np.concatenate(chosen)))

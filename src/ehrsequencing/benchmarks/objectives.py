@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrsequencing.benchmarks.cells import Claim, is_done
 from ehrsequencing.benchmarks.compare import Comparison, compare, difference
 from ehrsequencing.benchmarks.few_labels import keep_labelled
 from ehrsequencing.config import METHOD_LR, FinetuneConfig, ObjectivesConfig, PretrainConfig, write_config
@@ -19,7 +19,7 @@ from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import labels_hash, read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
-from ehrsequencing.io import atomic_path, lock_file, read_json, write_json, write_text
+from ehrsequencing.io import atomic_path, read_json, write_json, write_text
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.report import write_report
 from ehrsequencing.tracking.report_data import write_report_data
@@ -140,12 +140,6 @@ def benchmark_objectives(
         return _judge(store, used, out, config, tokens, oracle, say, bars) if mine else None
 
 
-def is_done(run: Path) -> bool:
-    """Whether a training ended."""
-    file = run / "metadata.json"
-    return file.exists() and read_json(file).get("status") in ("completed", "early_stopped")
-
-
 def _settle(out: Path, config: ObjectivesConfig, store: TokenStore, labels: Sequence[Path]) -> None:
     """Write what every training has in common, or see that it is what is there.
 
@@ -173,25 +167,6 @@ def _settle(out: Path, config: ObjectivesConfig, store: TokenStore, labels: Sequ
             remedy="go on with them, or choose another --out",
         )  # fmt: skip
     write_json(path, stored | mine | {"labels": before | mine["labels"]})
-
-
-class Claim:
-    """Holds a lock for as long as the block runs; True where it is ours."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.descriptor = path, -1
-
-    def __enter__(self) -> bool:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.descriptor = lock_file(self.path, "another process works here", "wait for it")
-        except RunError:
-            return False
-        return True
-
-    def __exit__(self, *_: object) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
 
 
 def _train(
