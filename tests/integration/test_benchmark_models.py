@@ -108,7 +108,7 @@ def test_another_start_is_refused(world, done, tmp_path):
         ({"finetune.loop.epochs": 3}, "finetune differ"),
         ({"from_run": False, "arms": ["scratch"]}, "from_run differ"),
     ):
-        with pytest.raises(ConfigError, match=f"was begun otherwise: {message}"):
+        with pytest.raises(ConfigError, match=f"was begun with another configuration: {message}"):
             run(world, out, **change)
     frame, manifest = read_labels(world.labels)
     write_labels(tmp_path / "onset.parquet", frame.with_columns(~pl.col("boolean_value")), manifest)
@@ -117,7 +117,7 @@ def test_another_start_is_refused(world, done, tmp_path):
     shutil.copytree(out, tmp_path / "out")
     stored = read_json(tmp_path / "out" / "benchmark.json")
     (tmp_path / "out" / "benchmark.json").write_text(json.dumps(stored | {"seeds": 2}))
-    with pytest.raises(ConfigError, match="seeds differ"):
+    with pytest.raises(ConfigError, match="was begun with more seeds; got 1; expected 2 or more"):
         run(world, tmp_path / "out")
 
 

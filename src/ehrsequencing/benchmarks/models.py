@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ehrsequencing.benchmarks.cells import Claim, is_done
+import numpy as np
+
+from ehrsequencing.benchmarks.cells import Claim, is_done, settle
 from ehrsequencing.benchmarks.compare import compare, difference
 from ehrsequencing.benchmarks.few_labels import keep_share
 from ehrsequencing.config import FinetuneConfig, ModelsConfig, write_config
 from ehrsequencing.data.artefacts import refuse_in_data
-from ehrsequencing.data.labels import labels_hash, read_labels, write_labels
+from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, LabelError, RunError
 from ehrsequencing.io import read_json, write_json, write_text
@@ -124,7 +126,12 @@ def benchmark_models(
     if len(set(names)) < len(names) or not names:
         raise ConfigError("label files", got=", ".join(names) or "none", expected="one or more of different names")
     drawn = _draw(store, labels, config.fractions)
-    _settle(out, config, store, labels, from_run)
+    shared = {
+        "finetune": config.finetune.model_dump(mode="json"),
+        "settings": config.settings,
+        "from_run": str(from_run.resolve()) if from_run is not None else None,
+    }
+    settle(out, shared, config.seeds, store, labels)
     files = {}
     for (task, share), (frame, manifest) in drawn.items():
         files[task, share] = out / "labels" / f"{share:g}" / f"{task}.parquet"
@@ -166,31 +173,6 @@ def _draw(
             noted = {**manifest, "labelled_share": share, "draw": 0}
             drawn[path.stem, share] = (keep_share(store, frame, share, seed=0), noted)
     return drawn
-
-
-def _settle(out: Path, config: ModelsConfig, store: TokenStore, labels: Sequence[Path], from_run: Path | None) -> None:
-    """Write what every training has in common, or see that it is what is there."""
-    out.mkdir(parents=True, exist_ok=True)
-    mine = {
-        "finetune": config.finetune.model_dump(mode="json"),
-        "settings": config.settings,
-        "seeds": config.seeds,
-        "store": store.fingerprint,
-        "from_run": str(from_run.resolve()) if from_run is not None else None,
-        "labels": {path.stem: labels_hash(path) for path in labels},
-    }
-    path = out / "benchmark.json"
-    stored = read_json(path) if path.exists() else mine
-    differing = [key for key in ("finetune", "settings", "store", "from_run") if mine[key] != stored.get(key)]
-    before = stored.get("labels", {})
-    differing += [f"labels of {name}" for name, own in mine["labels"].items() if before.get(name, own) != own]
-    differing += ["seeds"] if config.seeds < stored.get("seeds", 0) else []
-    if differing:
-        raise ConfigError(
-            f"{out} was begun otherwise: {', '.join(differing)} differ",
-            remedy="go on as it was begun (arms, shares, tasks and seeds may grow), or choose another --out",
-        )
-    write_json(path, stored | mine | {"labels": before | mine["labels"]})
 
 
 def cell_config(config: ModelsConfig, arm: str, setting: int, seed: int) -> FinetuneConfig:
@@ -303,7 +285,7 @@ def _judge(
         "models": found.report["models"],
         "notes": found.notes,
         "rows": {split: len(rows.index) for split, rows in found.examples.items()},
-        "positives": {split: int((rows.target > 0.5).sum()) for split, rows in found.examples.items()},
+        "positives": {split: int((np.asarray(rows.target) > 0.5).sum()) for split, rows in found.examples.items()},
     }
     write_json(file, judged)
     return judged
@@ -318,7 +300,8 @@ def _write(
     from_run: Path | None,
 ) -> dict[str, Any]:
     metrics: dict[str, dict[str, Any]] = {}
-    differences, models = [], {}
+    differences: list[dict[str, Any]] = []
+    models: dict[str, dict[str, Any]] = {}
     notes: dict[str, None] = {}
     for (task, share), found in judged.items():
         key = f"{task}, {share:.0%} of labels"

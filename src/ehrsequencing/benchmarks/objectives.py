@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrsequencing.benchmarks.cells import Claim, is_done
+from ehrsequencing.benchmarks.cells import Claim, is_done, settle
 from ehrsequencing.benchmarks.compare import Comparison, compare, difference
 from ehrsequencing.benchmarks.few_labels import keep_labelled
 from ehrsequencing.config import METHOD_LR, FinetuneConfig, ObjectivesConfig, PretrainConfig, write_config
 from ehrsequencing.data.artefacts import refuse_in_data
-from ehrsequencing.data.labels import labels_hash, read_labels, write_labels
+from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.io import atomic_path, read_json, write_json, write_text
@@ -125,7 +125,8 @@ def benchmark_objectives(
     plans = {name: pretrain_config(config, name, 0, store) for name in config.objectives}
     tokens = {name: tokens_of(plan, store) * plan.loop.epochs for name, plan in plans.items()}
     _refuse_other_budgets(tokens, config.tokens)
-    _settle(out, config, store, labels)
+    shared = config.model_dump(mode="json", exclude={"objectives", "methods", "seeds"})
+    settle(out, shared, config.seeds, store, labels)
     for name, (frame, manifest) in drawn.items():
         if not used[name].exists():
             used[name].parent.mkdir(parents=True, exist_ok=True)
@@ -138,35 +139,6 @@ def benchmark_objectives(
         return None
     with Claim(out / "judge.lock") as mine:
         return _judge(store, used, out, config, tokens, oracle, say, bars) if mine else None
-
-
-def _settle(out: Path, config: ObjectivesConfig, store: TokenStore, labels: Sequence[Path]) -> None:
-    """Write what every training has in common, or see that it is what is there.
-
-    Raises:
-        ConfigError: it is not: other options, data or labels, or fewer seeds than were begun.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "benchmark.json"
-    mine = config.model_dump(mode="json", exclude={"objectives", "methods"}) | {
-        "store": store.fingerprint, "labels": {file.stem: labels_hash(file) for file in labels},
-    }  # fmt: skip
-    stored = read_json(path) if path.exists() else mine
-    differing = sorted(key for key in mine if key not in ("seeds", "labels") and mine[key] != stored.get(key))
-    before = stored.get("labels", {})
-    differing += [f"labels of {name}" for name, own in mine["labels"].items() if before.get(name, own) != own]
-    if differing:
-        raise ConfigError(
-            f"{out} was begun with another configuration: {', '.join(differing)} differ",
-            remedy="go on with the same one (seeds, objectives, methods and tasks may grow), or choose another --out",
-        )
-    if mine["seeds"] < stored.get("seeds", 0):
-        # Models are judged with all their seeds, so that those that some have and others lack would be compared.
-        raise ConfigError(
-            f"{out} was begun with more seeds", got=mine["seeds"], expected=f"{stored['seeds']} or more",
-            remedy="go on with them, or choose another --out",
-        )  # fmt: skip
-    write_json(path, stored | mine | {"labels": before | mine["labels"]})
 
 
 def _train(
