@@ -136,6 +136,26 @@ class TteOptions(_Strict):
     rank: int = Field(32, ge=1, le=1024)
 
 
+class Med2VecOptions(_Strict):
+    """Med2Vec: widths of code and visit vectors, neighbours, and how pairs of codes are weighed."""
+
+    code_dim: int = Field(200, ge=1, le=4096)
+    visit_dim: int = Field(200, ge=1, le=4096)
+    window: int = Field(1, ge=1, le=100)
+    code_term: Literal["sum", "mean"] = "sum"
+    max_length: int = Field(512, ge=8, le=1_000_000)
+
+
+class SkipGramOptions(_Strict):
+    """Skip-gram: width of code vectors, and neighbouring visits that count as context."""
+
+    code_dim: int = Field(200, ge=1, le=4096)
+    window: int = Field(0, ge=0, le=100)
+    max_length: int = Field(512, ge=8, le=1_000_000)
+
+
+CODE_VECTOR_LOOP = {"token_budget": 16384, "max_examples": 2048}
+"""Batches of models of code vectors, where none are given: about a thousand visits, as in the paper of Med2Vec."""
 OBJECTIVE_TABLES = {
     "mlm": ("mlm",),
     "nvp": ("nvp",),
@@ -147,21 +167,39 @@ OBJECTIVE_TABLES = {
 
 
 class PretrainConfig(_Strict):
-    """`ehrseq pretrain`."""
+    """`ehrseq pretrain`; models of code vectors have an objective of their own, and larger batches by default."""
 
+    encoder: Literal["behrt", "med2vec", "skipgram"] = "behrt"
     objective: Literal["mlm", "nvp", "joint", "contrastive", "tte"] = "mlm"
     mlm: MlmOptions = Field(default_factory=MlmOptions)
     nvp: NvpOptions = Field(default_factory=NvpOptions)
     joint: JointOptions = Field(default_factory=JointOptions)
     contrastive: ContrastiveOptions = Field(default_factory=ContrastiveOptions)
     tte: TteOptions = Field(default_factory=TteOptions)
+    med2vec: Med2VecOptions = Field(default_factory=Med2VecOptions)
+    skipgram: SkipGramOptions = Field(default_factory=SkipGramOptions)
     model: ModelOptions = Field(default_factory=ModelOptions)
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
 
     def unused(self) -> set[str]:
-        every = {name for names in OBJECTIVE_TABLES.values() for name in names}
-        return every - set(OBJECTIVE_TABLES[self.objective])
+        of_behrt = {name for names in OBJECTIVE_TABLES.values() for name in names}
+        if self.encoder != "behrt":
+            return (of_behrt | {"objective", "model", "med2vec", "skipgram"}) - {self.encoder}
+        return (of_behrt - set(OBJECTIVE_TABLES[self.objective])) | {"med2vec", "skipgram"}
+
+    @model_validator(mode="after")
+    def _of_its_encoder(self) -> PretrainConfig:
+        for name in sorted(self.unused() & self.model_fields_set):
+            table = getattr(self, name)
+            if not isinstance(table, _Strict) or table.model_fields_set:
+                raise ValueError(f"model {self.encoder} does not read {name}, so it would have no effect")
+        if self.encoder != "behrt":
+            # Defaults stay defaults: a resumption compares what was asked for.
+            given = set(self.loop.model_fields_set)
+            free = {name: value for name, value in CODE_VECTOR_LOOP.items() if name not in given}
+            self.loop = LoopOptions.model_construct(_fields_set=given, **self.loop.model_dump() | free)
+        return self
 
     @field_validator("mlm", "nvp", "joint", "contrastive", "tte")
     @classmethod

@@ -13,6 +13,7 @@ from ehrsequencing.cli.common import ConfigFile, Overwrite, Resume, Sets, observ
 def pretrain(
     store: Annotated[Path, typer.Argument(help="Token store.")],
     out: Annotated[Path, typer.Option("--out", help="Run directory.")],
+    model: Annotated[str | None, typer.Option("--model", help="behrt, med2vec or skipgram.")] = None,
     model_size: Annotated[str | None, typer.Option("--model-size", help="small, medium or large.")] = None,
     objective: Annotated[str | None, typer.Option("--objective", help="mlm, nvp, joint, contrastive or tte.")] = None,
     from_run: Annotated[Path | None, typer.Option("--from", help="Run to start from.")] = None,
@@ -33,6 +34,7 @@ def pretrain(
         config,
         set_ or [],
         {
+            "encoder": model,
             "model.size": model_size,
             "objective": objective,
             "loop.epochs": epochs,

@@ -57,8 +57,9 @@ class PretrainedModel(nn.Module):
     """
 
     architectures: ClassVar[dict[str, type[PretrainedModel]]] = {}
+    config_class: ClassVar[Any] = BEHRTConfig
 
-    def __init__(self, config: BEHRTConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.pretrained_parameters: set[str] = set()
@@ -153,10 +154,17 @@ class PretrainedModel(nn.Module):
                 remedy="prepare the store with --vocabulary this model",
             )
         same = manifest["architecture"] == cls.__name__
+        if cls.architectures[manifest["architecture"]].config_class is not cls.config_class:
+            raise CheckpointError(
+                f"{folder} holds another family of models",
+                got=manifest["architecture"],
+                expected=f"one that {cls.__name__} can begin from",
+                remedy="name a run of the same family; vectors of codes are taken over with --embeddings",
+            )
         options = dict(manifest["head"]) if same else {}
         config_options = {name: value for name, value in overrides.items() if name in manifest["config"]}
         options.update({name: value for name, value in overrides.items() if name not in config_options})
-        config = BEHRTConfig.from_dict({**manifest["config"], **config_options})
+        config = cls.config_class.from_dict({**manifest["config"], **config_options})
         try:
             model = cls(config, **options)
         except TypeError:
