@@ -27,6 +27,40 @@ class _Strict(BaseModel):
         return set()
 
 
+AnyConfig = TypeVar("AnyConfig", bound=_Strict)
+
+
+def _with_defaults(table: AnyConfig, defaults: Mapping[str, Any]) -> AnyConfig:
+    """A table with other defaults, which stay defaults: a resumption compares what was asked for, not what followed."""
+    given = set(table.model_fields_set)
+    free = {name: value for name, value in defaults.items() if name not in given}
+    return type(table).model_construct(_fields_set=given, **table.model_dump() | free)
+
+
+class EmbeddingOptions(_Strict):
+    """Vectors of codes from a file, as the model's own: see docs/embeddings.md."""
+
+    file: str | None = None
+    codes: str | None = None
+    descriptions: str | None = None
+    train: bool = True
+    unmatched: Literal["normal", "mean", "error"] = "normal"
+    dimension: Literal["refuse", "pca", "random"] = "refuse"
+    scale: Literal["model", "file"] = "model"
+
+    def used(self) -> set[str]:
+        """The name of this table where it has an effect."""
+        return {"embeddings"} if self.file is not None else set()
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> EmbeddingOptions:
+        if self.file is None and self.model_fields_set - {"file"}:
+            raise ValueError("options of embeddings without a file have no effect; name it with --embeddings")
+        if self.codes is not None and self.descriptions is not None:
+            raise ValueError("codes are of a .npy file and descriptions of a sentence transformer; name one of them")
+        return self
+
+
 class ModelOptions(_Strict):
     """Architecture of a BEHRT; `None` keeps the size's own value."""
 
@@ -156,6 +190,8 @@ class SkipGramOptions(_Strict):
 
 CODE_VECTOR_LOOP = {"token_budget": 16384, "max_examples": 2048}
 """Batches of models of code vectors, where none are given: about a thousand visits, as in the paper of Med2Vec."""
+CODE_VECTOR_OPTIM = {"lr": 1e-2}
+"""Peak learning rate of theirs; on synthetic records 3e-3 learned less in as many epochs."""
 OBJECTIVE_TABLES = {
     "mlm": ("mlm",),
     "nvp": ("nvp",),
@@ -169,7 +205,7 @@ OBJECTIVE_TABLES = {
 class PretrainConfig(_Strict):
     """`ehrseq pretrain`; models of code vectors have an objective of their own, and larger batches by default."""
 
-    encoder: Literal["behrt", "med2vec", "skipgram"] = "behrt"
+    architecture: Literal["behrt", "med2vec", "skipgram"] = "behrt"
     objective: Literal["mlm", "nvp", "joint", "contrastive", "tte"] = "mlm"
     mlm: MlmOptions = Field(default_factory=MlmOptions)
     nvp: NvpOptions = Field(default_factory=NvpOptions)
@@ -178,27 +214,27 @@ class PretrainConfig(_Strict):
     tte: TteOptions = Field(default_factory=TteOptions)
     med2vec: Med2VecOptions = Field(default_factory=Med2VecOptions)
     skipgram: SkipGramOptions = Field(default_factory=SkipGramOptions)
+    embeddings: EmbeddingOptions = Field(default_factory=EmbeddingOptions)
     model: ModelOptions = Field(default_factory=ModelOptions)
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
 
     def unused(self) -> set[str]:
         of_behrt = {name for names in OBJECTIVE_TABLES.values() for name in names}
-        if self.encoder != "behrt":
-            return (of_behrt | {"objective", "model", "med2vec", "skipgram"}) - {self.encoder}
-        return (of_behrt - set(OBJECTIVE_TABLES[self.objective])) | {"med2vec", "skipgram"}
+        if self.architecture != "behrt":
+            return (of_behrt | {"objective", "model", "med2vec", "skipgram", "embeddings"}) - {self.architecture}
+        own = {*OBJECTIVE_TABLES[self.objective], *self.embeddings.used()}
+        return (of_behrt | {"med2vec", "skipgram", "embeddings"}) - own
 
     @model_validator(mode="after")
-    def _of_its_encoder(self) -> PretrainConfig:
+    def _only_with_its_architecture(self) -> PretrainConfig:
         for name in sorted(self.unused() & self.model_fields_set):
             table = getattr(self, name)
             if not isinstance(table, _Strict) or table.model_fields_set:
-                raise ValueError(f"model {self.encoder} does not read {name}, so it would have no effect")
-        if self.encoder != "behrt":
-            # Defaults stay defaults: a resumption compares what was asked for.
-            given = set(self.loop.model_fields_set)
-            free = {name: value for name, value in CODE_VECTOR_LOOP.items() if name not in given}
-            self.loop = LoopOptions.model_construct(_fields_set=given, **self.loop.model_dump() | free)
+                raise ValueError(f"model {self.architecture} does not read {name}, so it would have no effect")
+        if self.architecture != "behrt":
+            self.loop = _with_defaults(self.loop, CODE_VECTOR_LOOP)
+            self.optim = _with_defaults(self.optim, CODE_VECTOR_OPTIM)
         return self
 
     @field_validator("mlm", "nvp", "joint", "contrastive", "tte")
@@ -236,13 +272,14 @@ class FinetuneConfig(_Strict):
 
     method: Literal["lora", "full", "probe", "scratch"] = "lora"
     lora: LoraOptions = Field(default_factory=LoraOptions)
+    embeddings: EmbeddingOptions = Field(default_factory=EmbeddingOptions)
     model: ModelOptions = Field(default_factory=ModelOptions)
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
     accept: list[str] = Field(default_factory=list, description="checks of the audit whose errors are accepted")
 
     def unused(self) -> set[str]:
-        return set() if self.method == "lora" else {"lora"}
+        return {"lora", "embeddings"} - {self.method} - self.embeddings.used()
 
     @field_validator("lora")
     @classmethod
@@ -254,11 +291,8 @@ class FinetuneConfig(_Strict):
 
     @model_validator(mode="after")
     def _learning_rate_of_method(self) -> FinetuneConfig:
-        given = self.optim.model_fields_set
-        if "lr" not in given and self.method in METHOD_LR:
-            # A default stays a default: a resumption compares what was asked for, not what followed from it.
-            values = self.optim.model_dump() | {"lr": METHOD_LR[self.method]}
-            self.optim = OptimOptions.model_construct(_fields_set=set(given), **values)
+        if self.method in METHOD_LR:
+            self.optim = _with_defaults(self.optim, {"lr": METHOD_LR[self.method]})
         return self
 
 
@@ -281,9 +315,6 @@ class ObjectivesConfig(_Strict):
     labelled: int = Field(0, ge=0)
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
-
-
-AnyConfig = TypeVar("AnyConfig", bound=_Strict)
 
 
 def _parse(value: str) -> Any:

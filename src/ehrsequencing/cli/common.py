@@ -21,6 +21,10 @@ Sets = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output path.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Take up a killed run at its last checkpoint.")]
 
+Embeddings = Annotated[
+    Path | None,
+    typer.Option("--embeddings", help="File of code vectors to start from, see docs/embeddings.md."),
+]
 Accept = Annotated[
     list[str] | None,
     typer.Option("--accept", help="Check of the audit whose error is accepted and written into the run; repeatable."),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ehrsequencing.cli.common import ConfigFile, Overwrite, Resume, Sets, observed, percent, say
+from ehrsequencing.cli.common import ConfigFile, Embeddings, Overwrite, Resume, Sets, observed, percent, say
 
 
 def pretrain(
@@ -17,6 +17,7 @@ def pretrain(
     model_size: Annotated[str | None, typer.Option("--model-size", help="small, medium or large.")] = None,
     objective: Annotated[str | None, typer.Option("--objective", help="mlm, nvp, joint, contrastive or tte.")] = None,
     from_run: Annotated[Path | None, typer.Option("--from", help="Run to start from.")] = None,
+    embeddings: Embeddings = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most epochs.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
@@ -34,9 +35,10 @@ def pretrain(
         config,
         set_ or [],
         {
-            "encoder": model,
+            "architecture": model,
             "model.size": model_size,
             "objective": objective,
+            "embeddings.file": str(embeddings.resolve()) if embeddings is not None else None,
             "loop.epochs": epochs,
             "optim.lr": lr,
             "loop.seed": seed,

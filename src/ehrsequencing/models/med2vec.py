@@ -69,6 +69,7 @@ class CodeVectorConfig:
     max_length: int = 512
     max_age: int = 120
     num_special: int = 5
+    family: ClassVar[str] = "code vectors"
     separators: ClassVar[bool] = False
     """A visit is a set here, and its end needs no token."""
 

@@ -36,8 +36,8 @@ def code_vector_model(config: PretrainConfig, vocabulary: Vocabulary) -> CodeVec
     """An untrained model of the kind that the configuration names."""
     demographic = np.flatnonzero(np.asarray(vocabulary.kinds) == KINDS.index("demographic"))
     ids = tuple(int(token) for token in demographic if token >= NUM_SPECIAL)
-    options = getattr(config, config.encoder).model_dump()
-    return _MODELS[config.encoder](CodeVectorConfig(len(vocabulary), demographic_ids=ids, **options))
+    options = getattr(config, config.architecture).model_dump()
+    return _MODELS[config.architecture](CodeVectorConfig(len(vocabulary), demographic_ids=ids, **options))
 
 
 class CodeVectorPlan:
@@ -118,8 +118,8 @@ class CodeVectorPlan:
             found |= {
                 "visits:loss_sum": float(output.visit_nats.detach().double().sum()),
                 "visits:count": float(visits.size[output.around].sum()),
-                "recall:recall_sum": float(recall.double().sum()),
-                "recall:count": float(len(recall)),
+                "neighbours:recall_sum": float(recall.double().sum()),
+                "neighbours:count": float(len(recall)),
             }
         return found
 
@@ -136,12 +136,12 @@ class CodeVectorPlan:
         if self.config.code_term == "sum":
             loss = (sums["codes:loss_sum"] + sums["visits:loss_sum"]) / visits
         else:
-            loss = codes + sums["visits:loss_sum"] / sums["recall:count"]
+            loss = codes + sums["visits:loss_sum"] / sums["neighbours:count"]
         return {
             "loss": loss,
             "codes_loss": codes,
             "visits_loss": found["visits_loss"],
-            "recall_at_10": found["recall_recall_at_10"],
+            "neighbours_recall_at_10": found["neighbours_recall_at_10"],
         }
 
     def _outputs(self, model: torch.nn.Module, device: torch.device) -> Iterator[CodeVectorOutput]:
@@ -204,8 +204,8 @@ class CodeVectorPlan:
                     {
                         "loss_sum": float(nats.sum()),
                         "count": float(visits.size[around].sum()),
-                        "recall:recall_sum": float(recall.sum()),
-                        "recall:count": float(len(recall)),
+                        "neighbours:recall_sum": float(recall.sum()),
+                        "neighbours:count": float(len(recall)),
                     }
                 )
         found = {f"{_CODES_FLOOR}unigram": unigram.rates()} if unigram.sums["count"] else {}
@@ -214,7 +214,7 @@ class CodeVectorPlan:
                 figures = total.rates()
                 found[f"neighbouring visits, {name}"] = {
                     "loss": figures["loss"],
-                    "recall_at_10": figures["recall_recall_at_10"],
+                    "recall_at_10": figures["neighbours_recall_at_10"],
                 }
         return found
 

@@ -39,6 +39,7 @@ from ehrsequencing.training.runs import (
     store_files,
     warnings_to,
 )
+from ehrsequencing.training.third_party import place_embeddings
 
 
 def pretrain(
@@ -72,9 +73,9 @@ def pretrain(
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
     observer = observer or Observer()
-    if config.encoder != "behrt" and from_run is not None:
+    if config.architecture != "behrt" and from_run is not None:
         raise ConfigError(
-            f"--model {config.encoder} starts from nothing", got=f"--from {from_run}", remedy="leave out --from"
+            f"--model {config.architecture} starts from nothing", got=f"--from {from_run}", remedy="leave out --from"
         )
     refuse_in_data(out, store_path)
     store = TokenStore.open(store_path).verify()
@@ -90,8 +91,8 @@ def pretrain(
     config = start.config
     notes: list[str] = []
     seed_everything(config.loop.seed)
-    of_codes = config.encoder != "behrt"
-    objective = OBJECTIVES[config.encoder if of_codes else config.objective]
+    of_codes = config.architecture != "behrt"
+    objective = OBJECTIVES[config.architecture if of_codes else config.objective]
     head = objective.head(config, store.vocabulary)
     model: PretrainedModel
     if of_codes:
@@ -112,6 +113,10 @@ def pretrain(
         "base": base_hash(model) if base_folder is not None else "none",
         "configuration": config_hash(config),
     }
+    placed = place_embeddings(model, store, config.embeddings, seed=config.loop.seed, notes=notes)
+    if placed is not None:
+        identity["embeddings"] = placed.applied.file_hash
+        placed.freeze(model)
     check_identity(start, identity)
     if (done := finished_summary(start)) is not None:
         return done
@@ -128,6 +133,7 @@ def pretrain(
         "from_run": str(Path(from_run).resolve()) if from_run is not None else None,
         "parameters": count_parameters(model),
         "padding_share": sources["train"].padding_share(0),
+        **({"embeddings": placed.applied.to_dict()} if placed is not None else {}),
     }
     with open_run(start, identity, facts) as tracker:
         for note in (*notes, *plan.notes):
@@ -141,11 +147,12 @@ def pretrain(
         model.save_pretrained(
             tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=store_files(store)
         )
-        name = config.encoder if of_codes else f"behrt-{size_name(model.config)}"
+        name = config.architecture if of_codes else f"behrt-{size_name(model.config)}"
         metrics = {name: judged} | {
             f"floor: {FLOOR_NAMES.get(floor, floor)}": plan.floor_entries(value) for floor, value in floors.items()
         }
-        _write_report_data(tracker.run_dir, store, plan, model, result, metrics, floors, name)
+        data = describe_store(store) | (placed.applied.rows() if placed is not None else {})
+        _write_report_data(tracker.run_dir, data, plan, model, result, metrics, floors, name)
         tracker.plot_training_curves()
         tracker.save_summary(metrics, notes=[*notes, *plan.notes])
         tracker.set_status("early_stopped" if result.early_stopped else "completed")
@@ -169,7 +176,7 @@ def _floor_line(floors: dict[str, dict[str, float]]) -> str:
 
 def _write_report_data(
     run: Path,
-    store: TokenStore,
+    data: dict[str, Any],
     plan: PretrainPlan,
     model: PretrainedModel,
     result: FitResult,
@@ -198,7 +205,7 @@ def _write_report_data(
             # Those of masked codes have a section of their own; the others stand beside the model in its table.
             "floors": [{"name": floor, **value} for floor, value in floors.items() if "accuracy" in value and masked],
             "parameters": {name: parameter_section(report)},
-            "data": describe_store(store),
+            "data": data,
             "caveats": [
                 f"Figures are on {subjects} tuning subjects, which also chose the best epoch.",
                 *plan.caveats(),
