@@ -7,6 +7,7 @@ file without a word (docs/embeddings.md).
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -159,7 +160,8 @@ def _read_text(path: Path) -> Found:
             if len(fields) <= width:
                 raise _row_error(path, number, f"{len(fields)} fields", f"a code and {width} numbers")
             try:
-                rows.append(np.array([float(part) for part in fields[-width:]], dtype=np.float32))
+                with np.errstate(over="ignore"):
+                    rows.append(np.array([float(part) for part in fields[-width:]]).astype(np.float32))
             except ValueError:
                 raise _row_error(path, number, _short(" ".join(fields)), f"a code and {width} numbers") from None
             names.append(" ".join(fields[:-width]))
@@ -236,7 +238,7 @@ def _read_binary(path: Path) -> Found:
 
 def _read_npz(path: Path) -> Found:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as problem:
         raise _unreadable(path, problem) from None
@@ -263,7 +265,10 @@ def _read_torch(path: Path) -> Found:
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of a raw pickle PyTorch warns before it refuses.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise DataError(
             f"{path} holds more than tensors, lists and names", got="a pickle that could run code",
