@@ -11,6 +11,7 @@ What the paper leaves open, and what holds here:
 - The authors predict grouped codes to save time. Here every code is predicted, since the store's roll-up is the place
   where codes are grouped.
 - They train with Adadelta and an L2 penalty of 0.001 on W_c; here AdamW with its weight decay, as all models have.
+- W_s starts at 0.1 of what a linear layer starts with and b_s, in training, at the frequencies of codes around a visit.
 - A code that a visit holds several times counts once; visits without a code are passed over and end the window.
 """
 
@@ -36,7 +37,10 @@ from ehrsequencing.objectives.cooccurrence import (
 
 CODE_TERMS = ("sum", "mean")
 _START = 0.1
-"""Code vectors start uniform within this; the authors' 0.01 leaves the softmax over codes flat for epochs."""
+"""Code vectors start uniform within this, and scores with this share of a linear layer's usual weights.
+
+The authors' 0.01 leaves the softmax over codes flat for epochs.
+"""
 _AGE_SCALE = 100.0
 
 
@@ -187,6 +191,8 @@ class Med2Vec(CodeVectorModel):
         self.head = nn.Linear(config.visit_dim, config.vocab_size)
         nn.init.normal_(self.encoder["demographics"].weight, std=(config.code_dim + 2) ** -0.5)
         nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.weight.mul_(_START)
 
     def code_vectors(self) -> Tensor:
         return F.relu(self.embeddings.weight)

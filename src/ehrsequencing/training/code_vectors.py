@@ -55,6 +55,10 @@ class CodeVectorPlan:
         self.notes: list[str] = []
         self._sets = model.visits_of
         self._count()
+        if isinstance(model, Med2Vec):
+            # Scores begin at what is usual around a visit, so that no step is spent on learning it.
+            with torch.no_grad():
+                model.head.bias.copy_(self._around.log())
 
     def _visits(self, batch: Batch) -> tuple[VisitSets, Tensor, Tensor]:
         visits = self._sets(batch.codes, batch.visit_ids, batch.mask)

@@ -89,6 +89,28 @@ def test_padding_and_a_history_without_a_code_change_nothing(kind):
     assert model(**nothing).loss.item() == 0
 
 
+@pytest.mark.parametrize("kind", [Med2Vec, SkipGram])
+def test_what_always_comes_together_is_learned(kind):
+    """Codes 10 and 11 share a visit and 14 and 15 another; a visit with the first two is followed by one with 18."""
+    torch.manual_seed(0)
+    codes = torch.tensor([[10, 11, 18, 19], [14, 15, 16, 17]]).repeat(4, 1)
+    visit_ids = torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]]).repeat(4, 1)
+    inputs = {"codes": codes, "ages": codes * 0 + 50, "visit_ids": visit_ids, "mask": codes > 0}
+    model = kind(CodeVectorConfig(vocab_size=20, code_dim=8, visit_dim=8, window=1 if kind is Med2Vec else 0))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.05)
+    for _ in range(150):
+        optimiser.zero_grad()
+        model(**inputs).loss.backward()
+        optimiser.step()
+    output = model(**inputs)
+    nats = (output.code_nats.sum() / output.code_pairs.sum()).item()
+    # A code of Med2Vec is as close to itself as to its companion, and to itself it is no context.
+    assert nats < (1.0 if kind is Med2Vec else 0.1)
+    if output.scores is not None:
+        assert set(output.scores[0].topk(2).indices.tolist()) == {18, 19}
+        assert set(output.scores[2].topk(2).indices.tolist()) == {16, 17}
+
+
 def test_a_window_reaches_further():
     inputs = history()
     near, far = (SkipGram(CodeVectorConfig(**SIZES, window=window))(**inputs) for window in (0, 1))
