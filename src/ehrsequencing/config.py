@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -34,7 +34,7 @@ def _with_defaults(table: AnyConfig, defaults: Mapping[str, Any]) -> AnyConfig:
     """A table with other defaults, which stay defaults: a resumption compares what was asked for, not what followed."""
     given = set(table.model_fields_set)
     free = {name: value for name, value in defaults.items() if name not in given}
-    return type(table).model_construct(_fields_set=given, **table.model_dump() | free)
+    return cast(AnyConfig, type(table).model_construct(_fields_set=given, **table.model_dump() | free))
 
 
 class EmbeddingOptions(_Strict):

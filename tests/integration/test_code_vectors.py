@@ -7,8 +7,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.med2vec import med2vec_arm
 from ehrsequencing.cli.main import app
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config
+from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import CheckpointError, ConfigError, RunError
@@ -139,6 +141,16 @@ def test_a_classifier_starts_from_vectors_and_med2vec_stands_beside_it(world, ru
     assert 0.3 < next(v["value"] for k, v in judged["metrics"]["med2vec_lr"].items() if k.endswith("/auroc")) <= 1
     with pytest.raises(RunError, match="is no Med2Vec; got SkipGram"):
         evaluate_run(tmp_path / "run", world.store, baselines=[], med2vec=runs / "skipgram", resamples=100)
+
+
+def test_med2vec_features_are_of_binary_tasks_and_of_their_own_store(world, runs, tmp_path):
+    store = TokenStore.open(world.store)
+    several = Examples(np.zeros(1, int), np.zeros(1, int), np.ones((1, 2), bool), np.zeros(1, int), ("a", "b"))
+    with pytest.raises(ConfigError, match=r"Med2Vec \+ LR is of binary tasks; got 2 categories"):
+        med2vec_arm(runs / "med2vec", store, {"train": several})
+    prepare(world.meds, tmp_path / "other", value_bins=3)
+    with pytest.raises(RunError, match="med2vec was trained with another store"):
+        load_med2vec(runs / "med2vec", TokenStore.open(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "max"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,7 @@ class EmbeddingTable:
                 f"{self.source}: dimension of the vectors", got=shape[1], expected=f"at most {MOST_DIMENSIONS}"
             )
         if len(set(self.codes)) < len(self.codes):
-            seen: set[str] = set()
-            twice = next(code for code in self.codes if code in seen or seen.add(code))
+            twice, _ = Counter(self.codes).most_common(1)[0]
             raise DataError(f"{self.source} names a code twice", got=_short(twice), remedy="keep one vector per code")
         bad = ~np.isfinite(self.vectors).all(1)
         if bad.any():
@@ -282,9 +282,11 @@ def _read_torch(path: Path) -> Found:
     if all(isinstance(name, str) for name in content) and all(
         isinstance(item, torch.Tensor) and item.shape == vectors[0].shape and item.ndim == 1 for item in vectors
     ):
-        return list(content), torch.stack(vectors).double().numpy()
+        return list(content), torch.stack(vectors).detach().double().numpy()
     arrays = {
-        str(name): item.double().numpy() if isinstance(item, torch.Tensor) else np.array(item, dtype=str)
+        str(name): item.detach().to_dense().double().numpy()
+        if isinstance(item, torch.Tensor)
+        else np.array(item, dtype=str)
         for name, item in content.items()
         if isinstance(item, torch.Tensor) or (isinstance(item, list | tuple) and all(isinstance(x, str) for x in item))
     }
@@ -330,10 +332,17 @@ def _from_frame(path: Path, frame: pl.DataFrame) -> Found:
             expected="a column of codes, and one of lists or one per dimension",
         )  # fmt: skip
     if lists:
-        lengths = frame[lists[0]].list.len() if isinstance(frame.schema[lists[0]], pl.List) else None
-        if lengths is not None and (lengths.null_count() or lengths.n_unique() > 1):
-            raise DataError(f"{path}: vectors differ in length", got=f"{lengths.min()} to {lengths.max()} numbers")
-        vectors = np.array(frame[lists[0]].to_list(), dtype=np.float64)
+        column = frame[lists[0]]
+        inner = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else None
+        if inner is None or not inner.is_numeric() or column.null_count():
+            raise DataError(
+                f"{path}: column {lists[0]} holds no vectors", got=f"{column.dtype}, {column.null_count()} null",
+                expected="a list of numbers in every row",
+            )  # fmt: skip
+        if isinstance(column.dtype, pl.List) and (lengths := column.list.len()).n_unique() > 1:
+            shown = " to ".join(map(str, sorted(lengths.to_list())[:: len(lengths) - 1]))
+            raise DataError(f"{path}: vectors differ in length", got=f"{shown} numbers")
+        vectors = np.array(column.to_list(), dtype=np.float64)
     else:
         # A null is no number: it turns into NaN, which is refused by name.
         vectors = frame.select(pl.col(numbers).cast(pl.Float64)).to_numpy()

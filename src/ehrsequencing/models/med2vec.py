@@ -142,6 +142,7 @@ class CodeVectorModel(PretrainedModel):
     """What Med2Vec and skip-gram share: a vector per token, and visits as sets of codes."""
 
     config_class: ClassVar[Any] = CodeVectorConfig
+    demographic_column: Tensor
 
     def __init__(self, config: CodeVectorConfig) -> None:
         super().__init__(config)
@@ -181,15 +182,12 @@ class Med2Vec(CodeVectorModel):
         super().__init__(config)
         if config.window < 1:
             raise ConfigError("window of Med2Vec", got=config.window, expected="at least 1 visit")
-        self.encoder = nn.ModuleDict(
-            {
-                "visit": nn.Linear(config.code_dim + 2, config.visit_dim),
-                "demographics": nn.Embedding(max(1, len(config.demographic_ids)), config.visit_dim),
-            }
-        )
+        visit = nn.Linear(config.code_dim + 2, config.visit_dim)
+        demographics = nn.Embedding(max(1, len(config.demographic_ids)), config.visit_dim)
+        nn.init.normal_(demographics.weight, std=(config.code_dim + 2) ** -0.5)
+        self.encoder = nn.ModuleDict({"visit": visit, "demographics": demographics})
         self.code_bias = nn.Parameter(torch.zeros(config.code_dim))
         self.head = nn.Linear(config.visit_dim, config.vocab_size)
-        nn.init.normal_(self.encoder["demographics"].weight, std=(config.code_dim + 2) ** -0.5)
         nn.init.zeros_(self.head.bias)
         with torch.no_grad():
             self.head.weight.mul_(_START)

@@ -127,7 +127,9 @@ def context_nll(inner: Tensor, outer: Tensor, visits: VisitSets, here: Tensor, a
     """
     sizes = context_sizes(visits, here, around)
     unique, place = torch.unique(visits.code, return_inverse=True)
-    normaliser = torch.logsumexp((inner[unique] @ outer.T).float(), dim=1)
+    # What is subtracted below is exact; products rounded to 16 bits would not cancel it.
+    with torch.autocast(inner.device.type, enabled=False):
+        normaliser = torch.logsumexp(inner[unique] @ outer.T, dim=1).float()
     predicting, predicted = sums_of_codes(inner, visits), sums_of_codes(outer, visits)
     context = predicted.index_add(0, here, predicted[around])
     itself = (inner * outer).sum(1).float()

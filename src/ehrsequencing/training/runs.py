@@ -23,7 +23,7 @@ from ehrsequencing.data.vocabulary import Vocabulary
 from ehrsequencing.errors import CheckpointError, ConfigError, RunError
 from ehrsequencing.io import hash_bytes, read_json
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTHead
-from ehrsequencing.models.folder import tensors_hash
+from ehrsequencing.models.folder import PretrainedModel, tensors_hash
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.rundir import refuse_existing
 from ehrsequencing.training.callbacks import Observer
@@ -337,7 +337,7 @@ def load_base(kind: type[Model], folder: Path, store: TokenStore, **overrides: A
     return kind.from_pretrained(folder, vocabulary_hash=store.vocabulary.hash, **overrides)
 
 
-def base_hash(model: BEHRTHead) -> str:
+def base_hash(model: PretrainedModel) -> str:
     """Hash of what came from the base; a fresh head is drawn from the seed and is no part of it."""
     return tensors_hash({name: model.state_dict()[name] for name in model.pretrained_parameters})
 

@@ -70,17 +70,17 @@ def match_vectors(table: EmbeddingTable, vocabulary: Vocabulary, rolled: Mapping
     exact = {code: row for row, code in enumerate(table.codes)}
     alike: dict[tuple[str, str], int] = {}
     ambiguous: set[tuple[str, str]] = set()
-    for code, row in exact.items():
+    for place, code in enumerate(table.codes):
         key = normalised(code)
-        if key in alike and not np.array_equal(table.vectors[alike[key]], table.vectors[row]):
+        if key in alike and not np.array_equal(table.vectors[alike[key]], table.vectors[place]):
             ambiguous.add(key)
-        alike.setdefault(key, row)
+        alike.setdefault(key, place)
     for key in ambiguous:
         del alike[key]
     below: dict[str, list[int]] = {}
     for code, broader in (rolled or {}).items():
-        if code != broader and (row := exact.get(code, _lookup(alike, code))) is not None:
-            below.setdefault(broader, []).append(row)
+        if code != broader and (known := exact.get(code, _lookup(alike, code))) is not None:
+            below.setdefault(broader, []).append(known)
     vectors = np.zeros((len(vocabulary), table.dimension), dtype=np.float32)
     level = np.full(len(vocabulary), "none", dtype="<U10")
     level[:NUM_SPECIAL] = "special"

@@ -76,6 +76,16 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path_factory, suffix, code
     assert np.array_equal(table.vectors, vectors)
 
 
+def test_tensors_of_a_training_are_read(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    torch.save({"names": ("a", "b"), "weight": weight}, tmp_path / "parameter.pt")
+    torch.save({"names": ["a", "b"], "weight": torch.eye(2).to_sparse()}, tmp_path / "sparse.pt")
+    torch.save({"a": weight[0], "b": weight[1]}, tmp_path / "rows.pt")
+    assert read_embeddings(tmp_path / "parameter.pt").vectors.tolist() == [[1.0] * 3] * 2
+    assert read_embeddings(tmp_path / "sparse.pt").vectors.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert read_embeddings(tmp_path / "rows.pt").codes == ("a", "b")
+
+
 def test_codes_with_blanks(tmp_path):
     (tmp_path / "text.vec").write_text("2 2\nRACE//Black or African 0.5 1\nDRG 470 3 4\n")
     assert read_embeddings(tmp_path / "text.vec").codes == ("RACE//Black or African", "DRG 470")
@@ -210,6 +220,11 @@ def test_other_layouts_are_refused(tmp_path):
     refused(tmp_path / "ragged.pt", "does not say which vectors belong to which codes")
     pl.DataFrame({"code": ["a", "b"], "v": [[1.0], [1.0, 2.0]]}).write_parquet(tmp_path / "ragged.parquet")
     refused(tmp_path / "ragged.parquet", "vectors differ in length; got 1 to 2 numbers")
+    pl.DataFrame({"code": ["a", "b"], "v": [["x"], ["y"]]}).write_parquet(tmp_path / "words.parquet")
+    refused(tmp_path / "words.parquet", r"column v holds no vectors; got List\(String\), 0 null")
+    holes = pl.DataFrame({"code": ["a", "b"], "v": pl.Series([[1.0], None], dtype=pl.Array(pl.Float32, 1))})
+    holes.write_parquet(tmp_path / "holes.parquet")
+    refused(tmp_path / "holes.parquet", "column v holds no vectors; got Array.*1 null")
     pl.DataFrame({"code": ["a", None], "v": [1.0, 2.0]}).write_parquet(tmp_path / "null.parquet")
     refused(tmp_path / "null.parquet", "holds rows without a code; got 1")
     pl.DataFrame({"x": [1.0]}).write_parquet(tmp_path / "no.parquet")
