@@ -190,8 +190,8 @@ class SkipGramOptions(_Strict):
 
 CODE_VECTOR_LOOP = {"token_budget": 16384, "max_examples": 2048}
 """Batches of models of code vectors, where none are given: about a thousand visits, as in the paper of Med2Vec."""
-CODE_VECTOR_OPTIM = {"lr": 1e-2}
-"""Peak learning rate of theirs; on synthetic records 3e-3 learned less in as many epochs."""
+CODE_VECTOR_LR = {"med2vec": 3e-3, "skipgram": 1e-2}
+"""Peak learning rates of theirs. At 1e-2 two thirds of Med2Vec's visit units end up silent (docs/embeddings.md)."""
 OBJECTIVE_TABLES = {
     "mlm": ("mlm",),
     "nvp": ("nvp",),
@@ -234,7 +234,7 @@ class PretrainConfig(_Strict):
                 raise ValueError(f"model {self.architecture} does not read {name}, so it would have no effect")
         if self.architecture != "behrt":
             self.loop = _with_defaults(self.loop, CODE_VECTOR_LOOP)
-            self.optim = _with_defaults(self.optim, CODE_VECTOR_OPTIM)
+            self.optim = _with_defaults(self.optim, {"lr": CODE_VECTOR_LR[self.architecture]})
         return self
 
     @field_validator("mlm", "nvp", "joint", "contrastive", "tte")

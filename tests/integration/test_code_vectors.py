@@ -6,10 +6,12 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.compare import compare, evaluate_run
 from ehrsequencing.benchmarks.med2vec import med2vec_arm
 from ehrsequencing.cli.main import app
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config
+from ehrsequencing.data.dataset import MedsDataset
+from ehrsequencing.data.labels import write_labels
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
@@ -18,13 +20,14 @@ from ehrsequencing.evaluation.visit_vectors import history_vectors, load_med2vec
 from ehrsequencing.io import read_json
 from ehrsequencing.models.behrt import BEHRTForMLM
 from ehrsequencing.models.med2vec import Med2Vec, SkipGram
+from ehrsequencing.tasks.cohorts import build_labels, parse_task
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.pretrain import pretrain
 from ehrsequencing.training.third_party import export_code_vectors
 from tests.integration.conftest import TINY
 
-LOOP = {"loop.epochs": 5, "loop.threads": 1, "loop.device": "cpu", "loop.token_budget": 2048, "optim.lr": 1e-2}
+LOOP = {"loop.epochs": 5, "loop.threads": 1, "loop.device": "cpu", "loop.token_budget": 2048}
 SMALL = {"code_dim": 24, "visit_dim": 16}
 
 
@@ -148,6 +151,10 @@ def test_med2vec_features_are_of_binary_tasks_and_of_their_own_store(world, runs
     several = Examples(np.zeros(1, int), np.zeros(1, int), np.ones((1, 2), bool), np.zeros(1, int), ("a", "b"))
     with pytest.raises(ConfigError, match=r"Med2Vec \+ LR is of binary tasks; got 2 categories"):
         med2vec_arm(runs / "med2vec", store, {"train": several})
+    labels = tmp_path / "next.parquet"
+    write_labels(labels, *build_labels(MedsDataset.open(world.meds), parse_task("next_visit_codes")))
+    with pytest.raises(ConfigError, match="of binary tasks of its own store; got a multi-label task.*--med2vec"):
+        compare([], world.store, labels, med2vec=runs / "med2vec")
     prepare(world.meds, tmp_path / "other", value_bins=3)
     with pytest.raises(RunError, match="med2vec was trained with another store"):
         load_med2vec(runs / "med2vec", TokenStore.open(tmp_path / "other"))

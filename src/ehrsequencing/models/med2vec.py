@@ -189,6 +189,7 @@ class Med2Vec(CodeVectorModel):
         self.code_bias = nn.Parameter(torch.zeros(config.code_dim))
         self.head = nn.Linear(config.visit_dim, config.vocab_size)
         nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(visit.bias)
         with torch.no_grad():
             self.head.weight.mul_(_START)
 

@@ -246,7 +246,8 @@ def test_options_without_effect_are_refused(kind, given, message):
 
 def test_models_of_code_vectors_have_defaults_of_their_own_that_yield():
     own = load_config(PretrainConfig, overrides={"architecture": "med2vec"})
-    assert (own.optim.lr, own.loop.token_budget, own.loop.model_fields_set) == (1e-2, 16384, set())
+    assert (own.optim.lr, own.loop.token_budget, own.loop.model_fields_set) == (3e-3, 16384, set())
     asked = load_config(PretrainConfig, overrides={"architecture": "med2vec", "optim.lr": 0.5, "loop.token_budget": 99})
     assert (asked.optim.lr, asked.loop.token_budget, asked.loop.max_examples) == (0.5, 99, 2048)
+    assert load_config(PretrainConfig, overrides={"architecture": "skipgram"}).optim.lr == 1e-2
     assert load_config(PretrainConfig).optim.lr == 1e-3
