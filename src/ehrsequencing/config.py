@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -25,6 +25,40 @@ class _Strict(BaseModel):
     def unused(self) -> dict[str, Any]:
         """What the other choices leave without effect, as pydantic excludes it: refused when given and not written."""
         return {}
+
+
+AnyConfig = TypeVar("AnyConfig", bound=_Strict)
+
+
+def _with_defaults(table: AnyConfig, defaults: Mapping[str, Any]) -> AnyConfig:
+    """A table with other defaults, which stay defaults: a resumption compares what was asked for, not what followed."""
+    given = set(table.model_fields_set)
+    free = {name: value for name, value in defaults.items() if name not in given}
+    return cast(AnyConfig, type(table).model_construct(_fields_set=given, **table.model_dump() | free))
+
+
+class EmbeddingOptions(_Strict):
+    """Vectors of codes from a file, as the model's own: see docs/embeddings.md."""
+
+    file: str | None = None
+    codes: str | None = None
+    descriptions: str | None = None
+    train: bool = True
+    unmatched: Literal["normal", "mean", "error"] = "normal"
+    dimension: Literal["refuse", "pca", "random"] = "refuse"
+    scale: Literal["model", "file"] = "model"
+
+    def used(self) -> set[str]:
+        """The name of this table where it has an effect."""
+        return {"embeddings"} if self.file is not None else set()
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> EmbeddingOptions:
+        if self.file is None and self.model_fields_set - {"file"}:
+            raise ValueError("options of embeddings without a file have no effect; name it with --embeddings")
+        if self.codes is not None and self.descriptions is not None:
+            raise ValueError("codes are of a .npy file and descriptions of a sentence transformer; name one of them")
+        return self
 
 
 class ModelOptions(_Strict):
@@ -144,6 +178,28 @@ class TteOptions(_Strict):
     rank: int = Field(32, ge=1, le=1024)
 
 
+class Med2VecOptions(_Strict):
+    """Med2Vec: widths of code and visit vectors, neighbours, and how pairs of codes are weighed."""
+
+    code_dim: int = Field(200, ge=1, le=4096)
+    visit_dim: int = Field(200, ge=1, le=4096)
+    window: int = Field(1, ge=1, le=100)
+    code_term: Literal["sum", "mean"] = "sum"
+    max_length: int = Field(512, ge=8, le=1_000_000)
+
+
+class SkipGramOptions(_Strict):
+    """Skip-gram: width of code vectors, and neighbouring visits that count as context."""
+
+    code_dim: int = Field(200, ge=1, le=4096)
+    window: int = Field(0, ge=0, le=100)
+    max_length: int = Field(512, ge=8, le=1_000_000)
+
+
+CODE_VECTOR_LOOP = {"token_budget": 16384, "max_examples": 2048}
+"""Batches of models of code vectors, where none are given: about a thousand visits, as in the paper of Med2Vec."""
+CODE_VECTOR_LR = {"med2vec": 3e-3, "skipgram": 1e-2}
+"""Peak learning rates of theirs. At 1e-2 two thirds of Med2Vec's visit units end up silent (docs/embeddings.md)."""
 OBJECTIVE_TABLES = {
     "mlm": ("mlm",),
     "nvp": ("nvp",),
@@ -155,21 +211,40 @@ OBJECTIVE_TABLES = {
 
 
 class PretrainConfig(_Strict):
-    """`ehrseq pretrain`."""
+    """`ehrseq pretrain`; models of code vectors have an objective of their own, and larger batches by default."""
 
+    architecture: Literal["behrt", "med2vec", "skipgram"] = "behrt"
     objective: Literal["mlm", "nvp", "joint", "contrastive", "tte"] = "mlm"
     mlm: MlmOptions = Field(default_factory=MlmOptions)
     nvp: NvpOptions = Field(default_factory=NvpOptions)
     joint: JointOptions = Field(default_factory=JointOptions)
     contrastive: ContrastiveOptions = Field(default_factory=ContrastiveOptions)
     tte: TteOptions = Field(default_factory=TteOptions)
+    med2vec: Med2VecOptions = Field(default_factory=Med2VecOptions)
+    skipgram: SkipGramOptions = Field(default_factory=SkipGramOptions)
+    embeddings: EmbeddingOptions = Field(default_factory=EmbeddingOptions)
     model: ModelOptions = Field(default_factory=ModelOptions)
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
 
     def unused(self) -> dict[str, Any]:
-        every = {name for names in OBJECTIVE_TABLES.values() for name in names}
-        return dict.fromkeys(every - set(OBJECTIVE_TABLES[self.objective]), True)
+        of_behrt = {name for names in OBJECTIVE_TABLES.values() for name in names}
+        if self.architecture != "behrt":
+            of_others = of_behrt | {"objective", "model", "med2vec", "skipgram", "embeddings"}
+            return dict.fromkeys(of_others - {self.architecture}, True)
+        own = {*OBJECTIVE_TABLES[self.objective], *self.embeddings.used()}
+        return dict.fromkeys((of_behrt | {"med2vec", "skipgram", "embeddings"}) - own, True)
+
+    @model_validator(mode="after")
+    def _only_with_its_architecture(self) -> PretrainConfig:
+        for name in sorted(set(self.unused()) & self.model_fields_set):
+            table = getattr(self, name)
+            if not isinstance(table, _Strict) or table.model_fields_set:
+                raise ValueError(f"model {self.architecture} does not read {name}, so it would have no effect")
+        if self.architecture != "behrt":
+            self.loop = _with_defaults(self.loop, CODE_VECTOR_LOOP)
+            self.optim = _with_defaults(self.optim, {"lr": CODE_VECTOR_LR[self.architecture]})
+        return self
 
     @field_validator("mlm", "nvp", "joint", "contrastive", "tte")
     @classmethod
@@ -216,13 +291,14 @@ class FinetuneConfig(_Strict):
     architecture: Literal["behrt", "lstm", "bilstm", "retain"] = "behrt"
     method: Literal["lora", "full", "probe", "scratch"] = "lora"
     lora: LoraOptions = Field(default_factory=LoraOptions)
+    embeddings: EmbeddingOptions = Field(default_factory=EmbeddingOptions)
     model: ModelOptions = Field(default_factory=ModelOptions)
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
     accept: list[str] = Field(default_factory=list, description="checks of the audit whose errors are accepted")
 
     def unused(self) -> dict[str, Any]:
-        tables: dict[str, Any] = {} if self.method == "lora" else {"lora": True}
+        tables: dict[str, Any] = dict.fromkeys({"lora", "embeddings"} - {self.method} - self.embeddings.used(), True)
         options = UNUSED_OPTIONS[self.architecture]
         return tables | ({"model": options} if options else {})
 
@@ -263,11 +339,8 @@ class FinetuneConfig(_Strict):
 
     @model_validator(mode="after")
     def _learning_rate_of_method(self) -> FinetuneConfig:
-        given = self.optim.model_fields_set
-        if "lr" not in given and self.method in METHOD_LR:
-            # A default stays a default: a resumption compares what was asked for, not what followed from it.
-            values = self.optim.model_dump() | {"lr": METHOD_LR[self.method]}
-            self.optim = OptimOptions.model_construct(_fields_set=set(given), **values)
+        if self.method in METHOD_LR:
+            self.optim = _with_defaults(self.optim, {"lr": METHOD_LR[self.method]})
         return self
 
 
@@ -333,9 +406,6 @@ class ModelsConfig(_Strict):
         if not given or len(set(given)) < len(given) or not all(0 < share <= 1 for share in given):
             raise ValueError("fractions are one or more numbers above 0 and up to 1, each once")
         return sorted(given)
-
-
-AnyConfig = TypeVar("AnyConfig", bound=_Strict)
 
 
 def _parse(value: str) -> Any:

@@ -14,6 +14,7 @@ from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import BUDGET, fit_baseline
 from ehrsequencing.benchmarks.arms import Arm, best_of_each, members, run_arm
 from ehrsequencing.benchmarks.external import External, is_external, open_external, require_labels
+from ehrsequencing.benchmarks.med2vec import med2vec_arm
 from ehrsequencing.benchmarks.multilabel import category_table, judge_multilabel
 from ehrsequencing.benchmarks.oracle import oracle_arms
 from ehrsequencing.benchmarks.validation import Validation, ValidationOptions, add_validation, write_flat
@@ -73,6 +74,7 @@ def compare(
     validation: ValidationOptions | None = None,
     external: External | None = None,
     oracle: str | Path | None = None,
+    med2vec: str | Path | None = None,
     resamples: int = 1000,
     seed: int = 0,
     threads: int = 2,
@@ -93,6 +95,7 @@ def compare(
         validation: Recalibration and subgroups; defaults of `ValidationOptions`.
         external: Another dataset, judged in place of the held-out subjects.
         oracle: The synthetic dataset of the store; adds its ceiling and attainable optimum.
+        med2vec: Run of Med2Vec on this store; adds Med2Vec + LR to the baselines of a binary task.
         resamples: Bootstrap resamples over subjects.
         seed: Of bootstrap and baselines.
         threads: For the baselines.
@@ -112,6 +115,12 @@ def compare(
     validation = validation or ValidationOptions()
     validation.check(store)
     examples, notes = labelled_examples(store, labels, manifest, str(labels_path), SPLITS)
+    if med2vec is not None and (external is not None or examples["held_out"].categories):
+        raise ConfigError(
+            "Med2Vec + LR is of binary tasks of its own store",
+            got="another dataset" if external is not None else "a multi-label task",
+            remedy="leave out --med2vec",
+        )
     if external is not None:
         store, examples = external.in_place_of_held_out(store, examples)
         manifest = external.manifest
@@ -155,6 +164,9 @@ def compare(
         return Comparison(task, examples, judged.arms, judged.metrics, judged.differences, report, notes)
     if baselines:
         arms += _baseline_arms(store, examples, baselines, budget, max_rows, seed, threads, say, progress)
+    if med2vec is not None:
+        say(f"fitting logistic regression on visit vectors of {med2vec}")
+        arms.append(med2vec_arm(med2vec, store, examples, seed=seed, threads=threads, progress=progress))
     say(f"bootstrap over {len(np.unique(examples['held_out'].subject_id))} held-out subjects")
     metrics = {arm.name: _judge(arm, examples, task, resamples, seed) for arm in arms}
     against = next((arm for arm in arms if arm.name == reference), arms[0])
@@ -361,6 +373,7 @@ def evaluate_run(
     validation: ValidationOptions | None = None,
     training_store: Path | None = None,
     oracle: Path | None = None,
+    med2vec: Path | None = None,
     accept: Collection[str] = (),
     history: str = "model",
     resamples: int = 1000,
@@ -384,6 +397,7 @@ def evaluate_run(
         validation: Recalibration and subgroups.
         training_store: Where the training store lies now, for an external validation.
         oracle: The synthetic dataset of the store, for its ceiling and attainable optimum.
+        med2vec: Run of Med2Vec on the store, whose visit vectors a logistic regression reads, as one more baseline.
         accept: Checks of the audit of an external validation whose errors are accepted.
 
     Returns:
@@ -436,6 +450,7 @@ def evaluate_run(
         validation=validation,
         external=external,
         oracle=oracle,
+        med2vec=med2vec,
         history=history,
         resamples=resamples,
         seed=seed,

@@ -25,6 +25,10 @@ MirrorNames = Annotated[
     typer.Option("--mirror", help="Copy figures to mlflow (mlflow=FILE: that database) or tensorboard; repeatable."),
 ]
 
+Embeddings = Annotated[
+    Path | None,
+    typer.Option("--embeddings", help="File of code vectors to start from, see docs/embeddings.md."),
+]
 Accept = Annotated[
     list[str] | None,
     typer.Option("--accept", help="Check of the audit whose error is accepted and written into the run; repeatable."),

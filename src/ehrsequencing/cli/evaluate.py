@@ -38,6 +38,9 @@ def evaluate(
         Path | None,
         typer.Option("--oracle", help="Synthetic dataset of the store: adds its ceiling and attainable optimum."),
     ] = None,
+    med2vec: Annotated[
+        Path | None, typer.Option("--med2vec", help="Run of Med2Vec: adds logistic regression on its visit vectors.")
+    ] = None,
     accept: Accept = None,
     history: Annotated[
         str, typer.Option("--baseline-history", help="What baselines see: model (cut as its histories are) or whole.")
@@ -63,6 +66,7 @@ def evaluate(
             validation=ValidationOptions(recalibrate, groups),
             training_store=training_store,
             oracle=oracle,
+            med2vec=med2vec,
             accept=accept or [],
             history=history,
             resamples=resamples,

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from ehrsequencing.cli.common import Accept, ConfigFile, MirrorNames, Overwrite, Resume, Sets, observed, say
+from ehrsequencing.cli.common import (
+    Accept,
+    ConfigFile,
+    Embeddings,
+    MirrorNames,
+    Overwrite,
+    Resume,
+    Sets,
+    observed,
+    say,
+)
 
 
 def finetune(
@@ -19,6 +29,7 @@ def finetune(
     method: Annotated[str | None, typer.Option("--method", help="lora, full, probe or scratch.")] = None,
     lora_rank: Annotated[int | None, typer.Option("--lora-rank", help="Rank of the adapters.")] = None,
     model_size: Annotated[str | None, typer.Option("--model-size", help="Size for scratch.")] = None,
+    embeddings: Embeddings = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most epochs.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
@@ -43,6 +54,7 @@ def finetune(
             "method": method,
             "lora.rank": lora_rank,
             "model.size": model_size,
+            "embeddings.file": str(embeddings.resolve()) if embeddings is not None else None,
             "loop.epochs": epochs,
             "optim.lr": lr,
             "loop.seed": seed,

@@ -7,15 +7,27 @@ from typing import Annotated
 
 import typer
 
-from ehrsequencing.cli.common import ConfigFile, MirrorNames, Overwrite, Resume, Sets, observed, percent, say
+from ehrsequencing.cli.common import (
+    ConfigFile,
+    Embeddings,
+    MirrorNames,
+    Overwrite,
+    Resume,
+    Sets,
+    observed,
+    percent,
+    say,
+)
 
 
 def pretrain(
     store: Annotated[Path, typer.Argument(help="Token store.")],
     out: Annotated[Path, typer.Option("--out", help="Run directory.")],
+    model: Annotated[str | None, typer.Option("--model", help="behrt, med2vec or skipgram.")] = None,
     model_size: Annotated[str | None, typer.Option("--model-size", help="small, medium or large.")] = None,
     objective: Annotated[str | None, typer.Option("--objective", help="mlm, nvp, joint, contrastive or tte.")] = None,
     from_run: Annotated[Path | None, typer.Option("--from", help="Run to start from.")] = None,
+    embeddings: Embeddings = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most epochs.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
@@ -34,8 +46,10 @@ def pretrain(
         config,
         set_ or [],
         {
+            "architecture": model,
             "model.size": model_size,
             "objective": objective,
+            "embeddings.file": str(embeddings.resolve()) if embeddings is not None else None,
             "loop.epochs": epochs,
             "optim.lr": lr,
             "loop.seed": seed,

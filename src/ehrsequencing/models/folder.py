@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ehrsequencing.errors import AdapterError, CheckpointError, ConfigError, VocabularyMismatchError
 from ehrsequencing.io import Mark, atomic_directory, hash_bytes, hash_file, read_json, versions
-from ehrsequencing.models.configuration import SequenceConfig
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 MARK = Mark(CONFIG_FILE, "weights_hash", "a model folder")
@@ -57,9 +56,9 @@ class PretrainedModel(nn.Module):
     """
 
     architectures: ClassVar[dict[str, type[PretrainedModel]]] = {}
-    config_class: ClassVar[type[SequenceConfig]]
+    config_class: ClassVar[type[Any]]
 
-    def __init__(self, config: SequenceConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.pretrained_parameters: set[str] = set()
@@ -159,7 +158,7 @@ class PretrainedModel(nn.Module):
                 f"{folder} holds a model of another family",
                 got=manifest["architecture"],
                 expected=f"one of the {cls.config_class.family} family",
-                remedy="name the folder of such a model",
+                remedy="name the folder of such a model; vectors of codes are taken over with --embeddings",
             )
         same = manifest["architecture"] == cls.__name__
         options = dict(manifest["head"]) if same else {}

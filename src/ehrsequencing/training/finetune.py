@@ -58,6 +58,7 @@ from ehrsequencing.training.runs import (
     store_files,
     warnings_to,
 )
+from ehrsequencing.training.third_party import code_parameter, place_embeddings
 
 
 def finetune(
@@ -124,6 +125,10 @@ def finetune(
         "base": base_hash(model) if base_folder is not None else "none",
         "configuration": config_hash(config),
     }
+    placed = place_embeddings(model, store, config.embeddings, seed=config.loop.seed, notes=notes)
+    if placed is not None:
+        identity["embeddings"] = placed.applied.file_hash
+        observer.say(placed.applied.note())
     if categories:
         identity["categories"] = hash_bytes(_categories_file(categories))
     check_identity(start, identity)
@@ -135,6 +140,8 @@ def finetune(
         model.classifier.bias.copy_(torch.as_tensor(np.log(prevalence / (1 - prevalence))))
     with warnings_to(observer, notes):
         model = _adapt(model, config)
+    if placed is not None:
+        placed.freeze(model)
     sources = {
         split: batch_source(store, split, examples[split], config.loop, model.config) for split in ("train", "tuning")
     }
@@ -157,6 +164,7 @@ def finetune(
         "examples": {split: len(examples[split].index) for split in examples},
         "positives": {split: int(np.asarray(examples[split].target).sum()) for split in examples},
         **({"categories": len(categories)} if categories else {}),
+        **({"embeddings": placed.applied.to_dict()} if placed is not None else {}),
     }
     with open_run(start, identity, facts) as tracker:
         observer.say(
@@ -218,7 +226,7 @@ def finetune(
                 ],
                 "parameters": {name: parameter_section(report)},
                 "cohort": flow_section(manifest),
-                "data": describe_store(store),
+                "data": describe_store(store) | (placed.applied.rows() if placed is not None else {}),
                 "audit": audited.rows(),
                 "caveats": [
                     "These figures are on tuning subjects, which also chose the best epoch; "
@@ -299,7 +307,9 @@ def _adapt(model: SequenceClassifier, config: FinetuneConfig) -> SequenceClassif
     if config.method != "lora":
         return model
     options = config.lora
-    if not model.pretrained_parameters:
+    # Vectors of codes alone are no pretraining of the encoder, nor of the embeddings beside them.
+    fresh = model.pretrained_parameters <= {code_parameter(model)}
+    if fresh:
         warnings.warn(
             "LoRA without --from adapts a model with no pretrained weights: its frozen encoder stays random",
             UserWarning,
@@ -312,6 +322,6 @@ def _adapt(model: SequenceClassifier, config: FinetuneConfig) -> SequenceClassif
         dropout=options.dropout,
         lora_attention=options.attention,
         lora_feedforward=options.feedforward,
-        train_embeddings=options.train_embeddings or not model.pretrained_parameters,
+        train_embeddings=options.train_embeddings or fresh,
     )
     return model

@@ -21,7 +21,9 @@ from ehrsequencing.models.behrt import (
     BEHRTForNextVisitPrediction,
     BEHRTHead,
 )
+from ehrsequencing.models.med2vec import CodeVectorModel, Med2Vec, SkipGram
 from ehrsequencing.models.pretraining import BEHRTForContrastive, BEHRTForJointPretraining, BEHRTForTimeToEvent
+from ehrsequencing.training.code_vectors import CodeVectorPlan
 from ehrsequencing.training.contrastive import ContrastivePlan
 from ehrsequencing.training.next_visit import JointPlan, NextVisitPlan
 from ehrsequencing.training.plans import MLMPlan, PretrainPlan
@@ -29,7 +31,7 @@ from ehrsequencing.training.time_to_event import TimeToEventPlan, timed_codes
 
 START_GAIN = 0.5
 """Of the layer norm before the decoder of next visits: random scores would be noise on what the bias knows."""
-MakePlan = Callable[[BEHRTHead, BatchSource, BatchSource, Vocabulary, PretrainConfig], PretrainPlan]
+MakePlan = Callable[[Any, BatchSource, BatchSource, Vocabulary, PretrainConfig], PretrainPlan]
 
 
 def _no_options(config: PretrainConfig, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -48,7 +50,7 @@ class Objective:
         from_visits: Whether visit-causal attention is what it is trained with unless asked otherwise.
     """
 
-    model: type[BEHRTHead]
+    model: type[Any]
     plan: MakePlan
     head: Callable[[PretrainConfig, Vocabulary], dict[str, Any]] = _no_options
     two_visits: bool = False
@@ -192,6 +194,13 @@ def _tte_head(config: PretrainConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     return {"codes": len(timed_codes(vocabulary, options.codes)), "pieces": options.pieces, "rank": options.rank}
 
 
+def _code_vectors(
+    model: CodeVectorModel, train: BatchSource, tuning: BatchSource, vocabulary: Vocabulary, config: PretrainConfig
+) -> CodeVectorPlan:
+    return CodeVectorPlan(model, train, tuning)
+
+
+# Models of code vectors have one objective each, which goes by the model's name.
 OBJECTIVES: dict[str, Objective] = {
     "mlm": Objective(BEHRTForMLM, _mlm),
     "nvp": Objective(BEHRTForNextVisitPrediction, _nvp, two_visits=True, from_visits=True),
@@ -203,4 +212,6 @@ OBJECTIVES: dict[str, Objective] = {
         two_visits=True,
     ),
     "tte": Objective(BEHRTForTimeToEvent, _tte, head=_tte_head, two_visits=True, from_visits=True),
+    "med2vec": Objective(Med2Vec, _code_vectors),
+    "skipgram": Objective(SkipGram, _code_vectors),
 }

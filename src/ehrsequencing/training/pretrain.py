@@ -9,12 +9,13 @@ from typing import Any
 from ehrsequencing.config import PretrainConfig
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.store import TokenStore
-from ehrsequencing.errors import DataError
+from ehrsequencing.errors import ConfigError, DataError
 from ehrsequencing.io import read_json
-from ehrsequencing.models.behrt import BEHRTHead
+from ehrsequencing.models.folder import PretrainedModel
 from ehrsequencing.models.lora import count_parameters, parameter_report
 from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
+from ehrsequencing.training.code_vectors import code_vector_model
 from ehrsequencing.training.loop import FitResult, Trainer
 from ehrsequencing.training.objectives import OBJECTIVES, decided
 from ehrsequencing.training.plans import PretrainPlan
@@ -38,6 +39,7 @@ from ehrsequencing.training.runs import (
     store_files,
     warnings_to,
 )
+from ehrsequencing.training.third_party import place_embeddings
 
 
 def pretrain(
@@ -50,7 +52,7 @@ def pretrain(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Pretrain a BEHRT without labels.
+    """Pretrain a BEHRT, Med2Vec or skip-gram without labels.
 
     Args:
         store_path: Token store.
@@ -65,11 +67,16 @@ def pretrain(
         The summary that is also written to `summary.json`.
 
     Raises:
-        ConfigError: `out` overlaps the store, or lies in another one or a dataset; the base does not fit the objective.
+        ConfigError: `out` overlaps the store, or lies in another one or a dataset; the base does not fit the objective,
+            or the model takes none.
         DataError: train or tuning has no subject, or none with what the objective predicts.
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
     observer = observer or Observer()
+    if config.architecture != "behrt" and from_run is not None:
+        raise ConfigError(
+            f"--model {config.architecture} starts from nothing", got=f"--from {from_run}", remedy="leave out --from"
+        )
     refuse_in_data(out, store_path)
     store = TokenStore.open(store_path).verify()
     for split in ("train", "tuning"):
@@ -84,23 +91,32 @@ def pretrain(
     config = start.config
     notes: list[str] = []
     seed_everything(config.loop.seed)
-    objective = OBJECTIVES[config.objective]
+    of_codes = config.architecture != "behrt"
+    objective = OBJECTIVES[config.architecture if of_codes else config.objective]
     head = objective.head(config, store.vocabulary)
-    if base_folder is None:
+    model: PretrainedModel
+    if of_codes:
+        model = code_vector_model(config, store.vocabulary)
+    elif base_folder is None:
         built = model_config(config.model, len(store.vocabulary), causal=objective.causal(config))
         model = objective.model(built, **head)
     else:
         options = config.model.model_dump(include=config.model.model_fields_set & CHANGEABLE)
         with warnings_to(observer, notes):
             model = load_base(objective.model, base_folder, store, **options, **head)
-    start = as_built(start, model.config)
-    start = replace(start, config=decided(start.config, model.config))
+    if not of_codes:
+        start = as_built(start, model.config)
+        start = replace(start, config=decided(start.config, model.config))
     config = start.config
     identity = {
         "store": store.fingerprint,
         "base": base_hash(model) if base_folder is not None else "none",
         "configuration": config_hash(config),
     }
+    placed = place_embeddings(model, store, config.embeddings, seed=config.loop.seed, notes=notes)
+    if placed is not None:
+        identity["embeddings"] = placed.applied.file_hash
+        placed.freeze(model)
     check_identity(start, identity)
     if (done := finished_summary(start)) is not None:
         return done
@@ -117,6 +133,7 @@ def pretrain(
         "from_run": str(Path(from_run).resolve()) if from_run is not None else None,
         "parameters": count_parameters(model),
         "padding_share": sources["train"].padding_share(0),
+        **({"embeddings": placed.applied.to_dict()} if placed is not None else {}),
     }
     with open_run(start, identity, facts) as tracker:
         for note in (*notes, *plan.notes):
@@ -130,11 +147,12 @@ def pretrain(
         model.save_pretrained(
             tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=store_files(store)
         )
-        name = f"behrt-{size_name(model.config)}"
+        name = config.architecture if of_codes else f"behrt-{size_name(model.config)}"
         metrics = {name: judged} | {
             f"floor: {FLOOR_NAMES.get(floor, floor)}": plan.floor_entries(value) for floor, value in floors.items()
         }
-        _write_report_data(tracker.run_dir, store, plan, model, result, metrics, floors, name)
+        data = describe_store(store) | (placed.applied.rows() if placed is not None else {})
+        _write_report_data(tracker.run_dir, data, plan, model, result, metrics, floors, name)
         tracker.plot_training_curves()
         tracker.save_summary(metrics, notes=[*notes, *plan.notes])
         tracker.set_status("early_stopped" if result.early_stopped else "completed")
@@ -159,9 +177,9 @@ def _floor_line(floors: dict[str, dict[str, float]]) -> str:
 
 def _write_report_data(
     run: Path,
-    store: TokenStore,
+    data: dict[str, Any],
     plan: PretrainPlan,
-    model: BEHRTHead,
+    model: PretrainedModel,
     result: FitResult,
     metrics: dict[str, Any],
     floors: dict[str, dict[str, float]],
@@ -188,7 +206,7 @@ def _write_report_data(
             # Those of masked codes have a section of their own; the others stand beside the model in its table.
             "floors": [{"name": floor, **value} for floor, value in floors.items() if "accuracy" in value and masked],
             "parameters": {name: parameter_section(report)},
-            "data": describe_store(store),
+            "data": data,
             "caveats": [
                 f"Figures are on {subjects} tuning subjects, which also chose the best epoch.",
                 *plan.caveats(),
