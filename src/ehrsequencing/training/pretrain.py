@@ -15,6 +15,7 @@ from ehrsequencing.models.behrt import BEHRTHead
 from ehrsequencing.models.lora import count_parameters, parameter_report
 from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
+from ehrsequencing.training.facts import base_overlap, data_facts
 from ehrsequencing.training.loop import FitResult, Trainer
 from ehrsequencing.training.objectives import OBJECTIVES, decided
 from ehrsequencing.training.plans import PretrainPlan
@@ -26,6 +27,7 @@ from ehrsequencing.training.runs import (
     check_identity,
     config_hash,
     describe_store,
+    diagnosed,
     finished_summary,
     load_base,
     model_config,
@@ -109,6 +111,7 @@ def pretrain(
         for split in ("train", "tuning")
     }
     plan = objective.plan(model, sources["train"], sources["tuning"], store.vocabulary, config)
+    floors = plan.floors()
     facts = {
         "kind": "pretrain",
         "store": str(store.path.resolve()),
@@ -117,11 +120,13 @@ def pretrain(
         "from_run": str(Path(from_run).resolve()) if from_run is not None else None,
         "parameters": count_parameters(model),
         "padding_share": sources["train"].padding_share(0),
+        "floors": floors,
+        **data_facts(store),
+        **({"base_overlap": base_overlap(store, Path(from_run))} if from_run is not None else {}),
     }
-    with open_run(start, identity, facts) as tracker:
+    with diagnosed(start, observer), open_run(start, identity, facts) as tracker:
         for note in (*notes, *plan.notes):
             observer.say(note)
-        floors = plan.floors()
         observer.say(_floor_line(floors))
         trainer = Trainer(model, plan, config.optim, config.loop, tracker, identity=identity, observer=observer)
         result = trainer.fit(resume=start.taken_up)
