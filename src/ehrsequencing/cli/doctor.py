@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,16 +19,15 @@ def doctor(
 ) -> None:
     """Say what ails a run, with the evidence and the remedy; exits with 0 whatever it finds."""
     from ehrsequencing.diagnostics.doctor import diagnose, trainings
+    from ehrsequencing.diagnostics.evidence import ENDED
     from ehrsequencing.diagnostics.watch import watch as follow
 
     if watch:
         for new, diagnosis in follow(run):
             for finding in new:
-                say(json.dumps(finding.__dict__, allow_nan=False) if as_json else str(finding))
-        lines = [f"the run ended: {diagnosis.status}"] + ([] if diagnosis.findings else ["no findings"])
-        if not as_json:
-            for line in lines:
-                say(line)
+                say(json.dumps(asdict(finding), allow_nan=False) if as_json else str(finding))
+            if diagnosis.status in ENDED and not as_json:
+                say(f"the run ended: {diagnosis.status}" + ("" if diagnosis.findings else ", no findings"))
         return
     found = [diagnose(training) for training in trainings(run)]
     for diagnosis in found:

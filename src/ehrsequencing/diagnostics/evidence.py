@@ -153,11 +153,15 @@ class Evidence:
         return [Target(name, metric, key, masked, train=metric == "loss" or plain)]
 
     def _classification(self) -> list[Target]:
-        prevalence = self.prevalence("tuning")
-        if prevalence is None or not 0 < prevalence < 1:
-            return []
-        nats = -prevalence * math.log(prevalence) - (1 - prevalence) * math.log(1 - prevalence)
-        return [Target("the label", "loss", None, {"share of positives": nats})]
+        nats = self.label_entropy("tuning")
+        return [] if nats is None else [Target("the label", "loss", None, {"share of positives": nats})]
+
+    def label_entropy(self, split: str) -> float | None:
+        """Nats per label of who predicts everyone the share of positives, of a binary task."""
+        share = self.prevalence(split)
+        if share is None or not 0 < share < 1:
+            return None
+        return -share * math.log(share) - (1 - share) * math.log(1 - share)
 
     def prevalence(self, split: str) -> float | None:
         """Share of positives of a binary task."""
@@ -186,6 +190,17 @@ class Evidence:
         """Median over the trace of how far a step moves the weights, as a share of their norm."""
         found = [row["update_ratio"] for row in self.trace if row.get("update_ratio") is not None]
         return median(found) if found else None
+
+    @cached_property
+    def moved(self) -> float | None:
+        """At most how far all steps together moved the weights, as a share of their norm: the sum of their sizes."""
+        if self.update_ratio is None:
+            return None
+        total, last = 0.0, self.update_ratio
+        for row in self.trace:
+            last = last if row.get("update_ratio") is None else row["update_ratio"]
+            total += last * row["steps"]
+        return total
 
     def total(self, name: str) -> float:
         """Sum of a column of the trace."""

@@ -23,8 +23,9 @@ RULES: tuple[Rule, ...] = (
         "lr-high",
         "learning rate too high",
         "training loss within epochs; size of a step beside its weights",
-        f"loss {learning.CLIMB:.0%} up at the end or {5 * learning.CLIMB:.0%} on the way, or steps above "
-        f"{learning.HIGH_UPDATE:g} with the loss at its floor or {learning.CLIMB:.0%} above its lowest",
+        f"loss {5 * learning.CLIMB:.0%} above where it began, or steps above {learning.HIGH_UPDATE:g} (from step "
+        f"{learning.SETTLED_STEPS}) with the loss at its floor or {learning.CLIMB:.0%} above its lowest; beyond "
+        f"{learning.NOISE:g} standard errors",
         "a tenth of `--lr`",
         learning.lr_high,
         explained_by=("non-finite",),
@@ -33,7 +34,8 @@ RULES: tuple[Rule, ...] = (
         "lr-low",
         "learning rate too low",
         "size of a step beside its weights; tuning loss beside its floor",
-        f"steps below {learning.LOW_UPDATE:g} and the loss at its floor",
+        f"loss at its floor and steps below {learning.LOW_UPDATE:g} that move weights by {learning.LEAST_MOVED:.0%} at "
+        f"most together, or below {learning.LEAST_UPDATE:g}",
         "ten times `--lr`",
         learning.lr_low,
         explained_by=("non-finite",),
@@ -85,16 +87,18 @@ RULES: tuple[Rule, ...] = (
         "small-validation",
         "a validation set too small to mean anything",
         "95 % interval of the tuning AUROC (Hanley and McNeil) or loss (over subjects)",
-        f"half width above {learning.WIDE_AUROC:g}, or above {learning.WIDE_LOSS:.0%} of the loss; fewer than "
+        f"half width above {learning.WIDE_AUROC:g}, or above {learning.WIDE_LOSS:.0%} of the floor; fewer than "
         f"{learning.MIN_SUBJECTS} subjects",
         "more subjects",
         learning.small_validation,
+        explained_by=("non-finite", "lr-high"),
     ),
     Rule(
         "unlearnable",
         "unlearnable data",
         "floors of masked codes beside each other, and the tuning loss beside them",
-        f"no floor {learning.FLAT_FLOORS:.0%} below the uniform one, and the loss no better",
+        f"no floor {learning.FLAT_FLOORS:.0%} below the uniform one, the loss within {learning.NEAR_FLOOR:.0%} of it, "
+        f"changed by less than {learning.CONVERGED:.0%} in the last epoch",
         "other records; `ehrseq inspect STORE`",
         learning.unlearnable,
         explained_by=_CAUSES,
@@ -112,8 +116,8 @@ RULES: tuple[Rule, ...] = (
         "overfitting",
         "overfitting",
         "tuning and training loss since the best epoch; accuracies at it",
-        f"tuning loss {learning.RISE:.0%} up while training falls to {learning.LOSS_GAP:.0%} below it, or train "
-        f"{100 * learning.ACCURACY_GAP:.0f} points more accurate",
+        f"tuning loss up by {learning.RISE:.0%} of its floor while training falls to {learning.LOSS_GAP:.0%} of it "
+        f"below, or train {100 * learning.ACCURACY_GAP:.0f} points more accurate",
         "`model.dropout`, `optim.weight_decay`, `--lora-rank`, more subjects",
         learning.overfitting,
         explained_by=("non-finite", "lr-high", "unlearnable"),
@@ -122,8 +126,8 @@ RULES: tuple[Rule, ...] = (
         "stopped-soon",
         "early stopping too soon",
         "tuning loss of the last epochs, patience",
-        f"the last epoch is the best and lowered the loss by {learning.STILL_FALLING:.0%}, or a patience of at most "
-        f"{learning.FEW_BAD_EPOCHS} ran out within noise",
+        f"the last epoch is the best and lowered the loss by {learning.STILL_FALLING:.0%} of its floor, or a patience "
+        f"of at most {learning.FEW_BAD_EPOCHS} ran out within noise",
         "`--epochs`, `loop.patience`",
         learning.stopped_soon,
         explained_by=("non-finite", "lr-high", "lr-low", "frozen-random", "unlearnable", "overfitting"),
@@ -132,16 +136,17 @@ RULES: tuple[Rule, ...] = (
         "underfitting",
         "underfitting",
         "training loss at the best epoch beside the strongest floor",
-        f"not {learning.UNFITTED:.0%} below it",
+        f"not {learning.UNFITTED:.0%} below it (labels: {learning.UNFITTED_LABELS:.0%})",
         "`--epochs`, `--model-size`, `--lora-rank`, less `model.dropout`",
         learning.underfitting,
-        explained_by=(*_CAUSES, "unlearnable", "overfitting", "stopped-soon"),
+        explained_by=(*_CAUSES, "unlearnable", "chance-level", "overfitting", "stopped-soon"),
     ),
     Rule(
         "collapse",
         "embedding collapse",
         "mean cosine and effective rank of code embeddings; effective rank of pretrained states of histories",
-        f"cosine above {model.COLLAPSED_COSINE:g}, or rank below {model.COLLAPSED_RANK:.0%} of the largest",
+        f"cosine above {model.COLLAPSED_COSINE:g}, rank of codes below {model.COLLAPSED_RANK:.0%} of the largest, of "
+        f"histories below {model.FLAT_RANK:g}",
         "a lower `--lr`, another objective beside",
         model.collapse,
         explained_by=("non-finite", "lr-high"),

@@ -93,7 +93,7 @@ def small_batch(run: Evidence) -> Finding | None:
         "small-batch",
         "note",
         f"batches are small for {device}",
-        f"a mean batch has {cells:,.0f} padded tokens in {run.total('examples') / steps:,.0f} histories, where {least:,} "
+        f"a mean batch has {cells:,.0f} padded tokens in {run.total('examples') / steps:,.0f} histories; {least:,} "
         f"keep the device busy; {1000 * run.total('seconds') / steps:.0f} ms a step",
         f"--set loop.token_budget={8 * least}" if by_budget else "--set loop.max_examples=1024",
     )
@@ -114,7 +114,7 @@ def loader_bound(run: Evidence) -> Finding | None:
         "the training waits for its data",
         f"{share:.0%} of the time went into building batches, {1000 * run.total('waiting_seconds') / steps:.1f} of "
         f"{1000 * run.total('seconds') / steps:.1f} ms a step",
-        "keep the store on a local disk that fits in memory; a larger loop.token_budget or --model-size costs little here",
+        "keep the store on a local disk and in memory; a larger loop.token_budget or --model-size costs little here",
     )
 
 
@@ -129,9 +129,7 @@ def leak(run: Evidence) -> Finding | None:
     for split, shared in overlap.items():
         if shared:
             severity = "problem"
-            parts.append(
-                f"{shared:,} subjects of {split.replace('_', '-')} were trained on by the run that --from names"
-            )
+            parts.append(f"the run that --from names trained on {shared:,} subjects of {split.replace('_', '-')}")
     if parts:
         return Finding(
             "leak",
@@ -231,7 +229,7 @@ def _base_at_floor(run: Evidence) -> str:
 
 
 def _paired(run: Evidence) -> Finding | bool | None:
-    """From paired differences of an evaluation beside a run from scratch; None where there is none, False if it helped."""
+    """From paired differences beside a run from scratch; None where there is none, False if pretraining helped."""
     kinds = {row["model"]: row.get("kind") for row in run.report.get("models", [])}
     for pair in run.summary.get("differences") or run.report.get("differences") or []:
         sides = kinds.get(pair["a"]), kinds.get(pair["b"])
@@ -252,9 +250,7 @@ def _paired(run: Evidence) -> Finding | bool | None:
     return None
 
 
-_OTHERWISE = (
-    "another --objective or a longer pretraining, --method full, or fewer labels: with many there is less to gain"
-)
+_OTHERWISE = "another --objective or a longer pretraining, or --method full; with many labels there is less to gain"
 
 
 def _beside_scratch(run: Evidence) -> Finding | None:
@@ -268,9 +264,8 @@ def _beside_scratch(run: Evidence) -> Finding | None:
     folder = run.path.resolve().parent
     found: list[tuple[str, float]] = []
     # Seeds of a run lie in RUN/arms, so what is beside the run is two levels up.
-    near = [*folder.glob("*/metadata.json")]
-    if folder.name == "arms":
-        near += [*folder.parent.parent.glob("*/arms/*/metadata.json"), *folder.parent.parent.glob("*/metadata.json")]
+    top = folder.parents[1] if folder.name == "arms" else folder
+    near = [*top.glob("*/metadata.json"), *top.glob("*/arms/*/metadata.json")]
     for path in near:
         if path.parent == run.path.resolve():
             continue

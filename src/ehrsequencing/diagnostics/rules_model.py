@@ -9,14 +9,17 @@ from ehrsequencing.diagnostics.evidence import Evidence
 from ehrsequencing.diagnostics.findings import DoesNotApply, Finding, Missing
 
 MOST_TRAINABLE = 0.5
-"""LoRA that trains more than this share is no LoRA (seeds' guide: 2-10 % is good, above 50 % too many)."""
+"""LoRA that trains more than this share is no LoRA (the guide: 2 to 10 % is good, above 50 % too many)."""
 LEAST_EFFECT = 1e-4
 """Share of a weight matrix below which what an adapter adds is lost: bfloat16 rounds at 4e-3, and a healthy run of two
 epochs has 1e-1."""
 COLLAPSED_COSINE = 0.9
 """Embeddings of different codes that point one way. Untrained ones have 0.00, healthy ones here 0.0 to 0.2."""
 COLLAPSED_RANK = 0.1
-"""Effective rank beside the largest possible. Healthy runs here keep 0.3 and more of it."""
+"""Effective rank of code embeddings beside the largest possible; healthy runs keep 0.8 of it."""
+FLAT_RANK = 3.0
+"""Effective rank of the states of histories, which may well be of few kinds: with six diseases and nothing else a
+healthy run has 8; a diverged one has 2."""
 DEAD_HEAD = 0.01
 """What a head adds beside the mean of its layer. Heads that can be pruned without loss are common (Michel et al. 2019,
 arXiv:1905.10650); a head at a hundredth of its neighbours adds nothing at all."""
@@ -94,8 +97,8 @@ def adapters(run: Evidence) -> Finding | None:
         "problem" if every or silent else "warning",
         "adapters have no effect" if every else "some adapters have no effect",
         ", ".join(parts),
-        "--set lora.alpha=16 (twice the rank), a higher --lr, or --method full; an adapter without a gradient is not on "
-        "the way to the loss",
+        "--set lora.alpha=16 (twice the rank), a higher --lr, or --method full; what has no gradient is not on the way "
+        "to the loss",
     )
 
 
@@ -117,7 +120,7 @@ def frozen_random(run: Evidence) -> Finding | None:
         "problem",
         f"frozen at random: {' and '.join(parts)} were set by no pretraining and do not train",
         f"{len(names)} parameters of {size:,} numbers ({size / total:.1%} of the model), such as {names[0]}",
-        "--from RUN to start from a pretrained run, or --method scratch; in code train_embeddings=True, train_head=True",
+        "--from RUN, a pretrained run, or --method scratch; in code train_embeddings=True, train_head=True",
     )
 
 
@@ -154,13 +157,12 @@ def collapse(run: Evidence) -> Finding | None:
                          f"of {most}")  # fmt: skip
     # A classifier may well gather its histories at two points; what pretraining gives away is meant to tell them apart.
     histories = run.examination.get("representations")
-    if run.kind != "finetune" and histories and histories["n"] >= FEW_VECTORS:
-        most = min(histories["n"] - 1, histories["width"])
-        if histories["effective_rank"] < COLLAPSED_RANK * most:
-            parts.append(
-                f"mean states of {histories['n']} histories have an effective rank of {histories['effective_rank']} of "
-                f"{most}"
-            )
+    enough = run.kind != "finetune" and histories and histories["n"] >= FEW_VECTORS
+    if enough and histories["effective_rank"] < FLAT_RANK:
+        parts.append(
+            f"mean states of {histories['n']} histories have an effective rank of {histories['effective_rank']} in "
+            f"{histories['width']} dimensions"
+        )
     if not parts and embeddings["n"] < FEW_VECTORS:
         raise Missing(f"tuning holds {embeddings['n']} distinct codes")
     if not parts:

@@ -28,8 +28,8 @@ def write_report(run: str | Path) -> Path:
     """Write `report.html` of a run directory and return its path.
 
     Reads `metadata.json`, `summary.json`, `hyperparameters.json`, `logs/metrics_history.json` and
-    `report_data.json` and `doctor.json`; each may be missing, and what it would show is left out. The page needs no network and runs
-    no script; every string in it is escaped.
+    `report_data.json` and `doctor.json`; each may be missing, and what it would show is left out. The page needs no
+    network and runs no script; every string in it is escaped.
 
     Raises:
         RunError: `run` is no folder, holds none of these files, or one of them is malformed.

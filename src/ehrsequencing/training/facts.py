@@ -85,7 +85,7 @@ def stability_index(expected: np.ndarray, actual: np.ndarray) -> float:
 
 
 def base_overlap(store: TokenStore, from_run: Path) -> dict[str, int]:
-    """Subjects of tuning and held-out that the training behind a base saw, per split; {} where its store is not there."""
+    """Subjects of tuning and held-out that a base was trained on, per split; {} where its store is not there."""
     metadata = from_run / "metadata.json"
     content = read_json(metadata) if metadata.is_file() else {}
     if content.get("store_fingerprint") == store.fingerprint:

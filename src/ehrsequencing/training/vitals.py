@@ -19,8 +19,10 @@ from torch import Tensor, nn
 ROWS = 200
 """Rows of a whole run, about: enough for a curve, and cheap to write again with each checkpoint."""
 MOST_PARTS = 20
-EVERY = 50
-"""An update is measured once in so many steps, and at steps 1, 2, 4, ... 32: its cost is that of an optimiser step."""
+EVERY = 25
+"""An update is measured once in so many steps, and twice early on: its cost is that of an optimiser step. The very
+first steps of Adam are of one size whatever the gradient."""
+_EARLY = (8, 16)
 _PENDING = 64
 """Norms of gradients that wait on the device, where reading each would stop it."""
 
@@ -100,20 +102,23 @@ class Vitals:
     def measured(self, model: nn.Module, step: int) -> Iterator[None]:
         """Around an optimiser's step: note how far it moves the weights, where this step is one to measure.
 
-        Weights that are still zero, as half of every adapter is at first, have no ratio and are left out.
+        The half of an adapter that starts at zero has no size of its own to compare with and is left out.
         """
-        if not (step % EVERY == 0 or (step < EVERY and step & (step - 1) == 0)):
+        if step % EVERY and step not in _EARLY:
             yield
             return
-        weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2]
-        before = [weight.detach().clone() for weight in weights]
+        weights = [
+            parameter.detach()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and parameter.ndim >= 2 and ".lora_B." not in name
+        ]
+        before = [weight.clone() for weight in weights]
         yield
-        with torch.no_grad():
-            ratios = [
-                (weight - old).norm() / old.norm() for weight, old in zip(weights, before, strict=True) if old.any()
-            ]
-        if ratios:
-            self.add(update=float(torch.stack(ratios).median()), updates=1)
+        sizes = torch.stack(torch._foreach_norm(before))
+        moves = torch.stack(torch._foreach_norm(torch._foreach_sub(weights, before)))
+        ratio = float((moves / sizes)[sizes > 0].median()) if weights else math.nan
+        if math.isfinite(ratio):
+            self.add(update=ratio, updates=1)
 
     def close(self, epoch: int, part: int, step: int, learning_rate: float, limit: float) -> None:
         """End a part: its sums become a row."""
@@ -132,7 +137,7 @@ class Vitals:
                 gradient_norm_max=sums.get("norm_max", 0.0),
                 clipped=int(sums.get("clipped", 0)),
                 non_finite=int(sums.get("non_finite", 0)),
-                update_ratio=_finite(sums["update"] / updates) if updates else None,
+                update_ratio=sums["update"] / updates if updates else None,
                 learning_rate=learning_rate,
                 examples=int(sums["examples"]),
                 tokens=int(sums["tokens"]),
@@ -156,10 +161,6 @@ class Vitals:
     def restored(cls, document: dict[str, Any], sums: dict[str, float], step: int) -> Vitals:
         """As they stood at a checkpoint: what was written later is dropped."""
         return cls([Row(**row) for row in document.get("rows", []) if row["step"] <= step], dict(sums))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 now = time.perf_counter
