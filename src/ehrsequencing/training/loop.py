@@ -231,6 +231,12 @@ class Trainer:
                 expected=", ".join(str(state["identity"].get(name))[:16] for name in differing),
                 remedy="resume with the store, labels and base that the run was started with",
             )
+        if odd := sorted(set(state["model"]) ^ set(self.bare.state_dict())):
+            raise CheckpointError(
+                f"{path} holds another model than this version makes",
+                got=f"differing {odd[:2]}",
+                remedy="start the run anew with --overwrite",
+            )
         self.bare.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])

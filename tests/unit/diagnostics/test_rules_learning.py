@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.unit.diagnostics.conftest import change, found, rules_of
+from tests.unit.diagnostics.clinic import change, found, rules_of
 
 from ehrsequencing.diagnostics.doctor import diagnose, judge
 from ehrsequencing.diagnostics.evidence import Evidence
@@ -35,12 +35,10 @@ def history(path, **curves):
     )
 
 
-def losses(value, count=16, **columns):
-    return [
-        {"epoch": 0, "part": part, "step": 10 * (part + 1), "steps": 10, "update_ratio": 1e-3, "loss": value(part)}
-        | columns
-        for part in range(count)
-    ]
+def losses(value, count=16):
+    """A trace with large steps."""
+    row = {"steps": 10, "update_ratio": 0.03, "tokens": 90, "cells": 100, "examples": 10, "seconds": 1.0}
+    return [row | {"epoch": 0, "part": part, "step": 10 * (part + 1), "loss": value(part)} for part in range(count)]
 
 
 def test_a_healthy_pretraining_has_no_findings_and_says_what_was_looked_at(healthy):
@@ -185,9 +183,9 @@ def test_large_steps_that_learn_are_not_too_large(healthy, tmp_path):
 
 def test_one_unlucky_part_of_an_epoch_is_no_divergence(tmp_path):
     run = history(tmp_path, val_loss=[0.5], train_loss=[0.5])
-    noisy = losses(lambda part: 0.5 + 0.2 * (part % 3), update_ratio=0.03)
+    noisy = losses(lambda part: 0.5 + 0.2 * (part % 3))
     assert "lr-high" not in rules_of(judge(replace(run, trace=noisy)))
-    climbing = losses(lambda part: 0.5 + 0.02 * (part % 2) + (0.1 * part if part > 4 else 0), update_ratio=0.03)
+    climbing = losses(lambda part: 0.5 + 0.02 * (part % 2) + (0.1 * part if part > 4 else 0))
     assert "lr-high" in rules_of(judge(replace(run, trace=climbing)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.unit.diagnostics.conftest import LOOP, change, found
+from tests.unit.diagnostics.clinic import LOOP, change, found
 
 from ehrsequencing.config import PretrainConfig, load_config
 from ehrsequencing.data.sequences import Examples
