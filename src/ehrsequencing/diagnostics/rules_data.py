@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from ehrsequencing.diagnostics.evidence import Evidence
 from ehrsequencing.diagnostics.findings import DoesNotApply, Finding, Missing
-from ehrsequencing.diagnostics.rules_learning import Z
+from ehrsequencing.diagnostics.rules_learning import Z, at_floor
 from ehrsequencing.evaluation.sample_size import auroc_standard_error
 
 MOST_UNKNOWN = 0.05
@@ -203,17 +204,11 @@ def transfer(run: Evidence) -> Finding | None:
             base,
             "pretrain longer or on more subjects, or use --method scratch",
         )
-    paired = _paired(run)
-    if paired is not None:
-        return paired or None
-    return _beside_scratch(run)
+    gain = _paired_gain(run)
+    return _beside_scratch(run) if gain is None else _by_gain(*gain)
 
 
 def _base_at_floor(run: Evidence) -> str:
-    from pathlib import Path
-
-    from ehrsequencing.diagnostics.rules_learning import at_floor
-
     path = Path(str(run.metadata.get("from_run")))
     if not (path / "metadata.json").is_file():
         return ""
@@ -228,29 +223,32 @@ def _base_at_floor(run: Evidence) -> str:
     return f"{path.name} reached {value:.3f} nats on {target.name}, its floor '{name}' has {floor:.3f}"
 
 
-def _paired(run: Evidence) -> Finding | bool | None:
-    """From paired differences beside a run from scratch; None where there is none, False if pretraining helped."""
+def _paired_gain(run: Evidence) -> tuple[float, float, float] | None:
+    """AUROC of this run minus that of one from scratch on the same held-out subjects, with its interval, if evaluated."""
     kinds = {row["model"]: row.get("kind") for row in run.report.get("models", [])}
     for pair in run.summary.get("differences") or run.report.get("differences") or []:
         sides = kinds.get(pair["a"]), kinds.get(pair["b"])
-        if "scratch" not in sides or run.method not in sides or not pair["metric"].endswith("/auroc"):
-            continue
-        sign = 1 if sides[1] == "scratch" else -1
-        gain, low, high = (sign * pair["value"], *sorted((sign * pair["low"], sign * pair["high"])))
-        if low > 0:
-            return False
-        return Finding(
-            "no-transfer",
-            "problem" if high < 0 else "warning",
-            "pretraining did not help this task" if high >= 0 else "pretraining harmed this task",
-            f"AUROC from the base minus from scratch, on the same held-out subjects: {gain:+.3f} (95 % interval "
-            f"{low:+.3f} to {high:+.3f})",
-            _OTHERWISE,
-        )
+        if "scratch" in sides and run.method in sides and pair["metric"].endswith("/auroc"):
+            if sides[1] == "scratch":
+                return pair["value"], pair["low"], pair["high"]
+            return -pair["value"], -pair["high"], -pair["low"]
     return None
 
 
 _OTHERWISE = "another --objective or a longer pretraining, or --method full; with many labels there is less to gain"
+
+
+def _by_gain(gain: float, low: float, high: float) -> Finding | None:
+    if low > 0:
+        return None
+    return Finding(
+        "no-transfer",
+        "problem" if high < 0 else "warning",
+        "pretraining harmed this task" if high < 0 else "pretraining did not help this task",
+        f"AUROC from the base minus from scratch, on the same held-out subjects: {gain:+.3f} (95 % interval {low:+.3f} to "
+        f"{high:+.3f})",
+        _OTHERWISE,
+    )
 
 
 def _beside_scratch(run: Evidence) -> Finding | None:

@@ -357,13 +357,13 @@ def stopped_soon(run: Evidence) -> Finding | None:
     if not run.ended:
         raise DoesNotApply("the run goes on")
     tuning = tuning_losses(run)
-    last, best = max(tuning), run.best_epoch
+    last, best = max(tuning), min(tuning, key=lambda epoch: (tuning[epoch], epoch))
     patience = run.option("loop.patience")
     if run.status == "early_stopped" and isinstance(patience, int):
         target = run.targets[0] if run.targets else None
         interval = run.interval(target) if target else None
         noise = (interval[2] - interval[1]) / 2 if interval else None
-        excess = max(tuning[epoch] - tuning[best] for epoch in tuning if epoch > (best or 0)) if best != last else 0.0
+        excess = max(tuning[epoch] - tuning[best] for epoch in tuning if epoch > best) if best != last else 0.0
         if patience <= FEW_BAD_EPOCHS and noise is not None and excess < noise:
             return Finding(
                 "stopped-soon",

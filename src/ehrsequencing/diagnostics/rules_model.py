@@ -156,8 +156,8 @@ def collapse(run: Evidence) -> Finding | None:
             parts.append(f"{embeddings['n']} code embeddings have an effective rank of {embeddings['effective_rank']} "
                          f"of {most}")  # fmt: skip
     # A classifier may well gather its histories at two points; what pretraining gives away is meant to tell them apart.
-    histories = run.examination.get("representations")
-    enough = run.kind != "finetune" and histories and histories["n"] >= FEW_VECTORS
+    histories = run.examination.get("representations") or {"n": 0}
+    enough = run.kind != "finetune" and histories["n"] >= FEW_VECTORS
     if enough and histories["effective_rank"] < FLAT_RANK:
         parts.append(
             f"mean states of {histories['n']} histories have an effective rank of {histories['effective_rank']} in "

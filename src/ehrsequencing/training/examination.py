@@ -150,11 +150,12 @@ def head_outputs(attention: SelfAttention, given: tuple[Any, ...], mask: Tensor)
 
 def adapter_effects(model: nn.Module) -> dict[str, float]:
     """By layer: norm of what an adapter adds to a weight matrix, as a share of the matrix's own."""
-    found = {}
-    for name, module in model.named_modules():
+    found: dict[str, float] = {}
+    for place, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            base: Any = module.get_base_layer()
-            added = sum(float(module.get_delta_weight(adapter).norm()) for adapter in module.active_adapters)
-            share = added / float(base.weight.norm())
-            found[name] = share if math.isfinite(share) else 0.0
+            layer: Any = module
+            base = layer.get_base_layer()
+            added = sum(float(layer.get_delta_weight(name).detach().norm()) for name in layer.active_adapters)
+            share = added / float(base.weight.detach().norm())
+            found[place] = share if math.isfinite(share) else 0.0
     return found

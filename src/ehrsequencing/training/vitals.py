@@ -114,9 +114,11 @@ class Vitals:
         ]
         before = [weight.clone() for weight in weights]
         yield
+        if not weights:
+            return
         sizes = torch.stack(torch._foreach_norm(before))
         moves = torch.stack(torch._foreach_norm(torch._foreach_sub(weights, before)))
-        ratio = float((moves / sizes)[sizes > 0].median()) if weights else math.nan
+        ratio = float((moves / sizes)[sizes > 0].median())
         if math.isfinite(ratio):
             self.add(update=ratio, updates=1)
 

@@ -56,6 +56,6 @@ def test_an_untouched_adapter_adds_nothing_and_a_moved_one_its_product():
     layer = model.encoder.layers[0].self_attn.query_proj
     with torch.no_grad():
         layer.lora_B["default"].weight.fill_(0.5)
-    added = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    share = float(added.norm() / layer.base_layer.weight.norm())
+        added = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        share = float(added.norm() / layer.base_layer.weight.norm())
     assert adapter_effects(model)["encoder.layers.0.self_attn.query_proj"] == pytest.approx(share, rel=1e-5)
