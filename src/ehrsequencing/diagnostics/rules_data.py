@@ -224,7 +224,7 @@ def _base_at_floor(run: Evidence) -> str:
 
 
 def _paired_gain(run: Evidence) -> tuple[float, float, float] | None:
-    """AUROC of this run minus that of one from scratch on the same held-out subjects, with its interval, if evaluated."""
+    """AUROC of this run minus that of one from scratch on the same held-out subjects, with its interval."""
     kinds = {row["model"]: row.get("kind") for row in run.report.get("models", [])}
     for pair in run.summary.get("differences") or run.report.get("differences") or []:
         sides = kinds.get(pair["a"]), kinds.get(pair["b"])
@@ -245,8 +245,8 @@ def _by_gain(gain: float, low: float, high: float) -> Finding | None:
         "no-transfer",
         "problem" if high < 0 else "warning",
         "pretraining harmed this task" if high < 0 else "pretraining did not help this task",
-        f"AUROC from the base minus from scratch, on the same held-out subjects: {gain:+.3f} (95 % interval {low:+.3f} to "
-        f"{high:+.3f})",
+        f"AUROC from the base minus from scratch, on the same held-out subjects: {gain:+.3f} (95 % interval {low:+.3f} "
+        f"to {high:+.3f})",
         _OTHERWISE,
     )
 
