@@ -180,7 +180,7 @@ def dead_heads(run: Evidence) -> Finding | None:
     """Attention heads that add the same to every token, or nothing."""
     layers: dict[str, list[float]] = _examination(run, "heads")
     if not layers:
-        raise Missing("the model has no attention")
+        raise DoesNotApply("the model has no attention heads")
     dead = [
         f"{name.removeprefix('behrt.')} head {head}"
         for name, outputs in layers.items()

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ehrsequencing.data.batching import Batch, BatchSource
+from ehrsequencing.data.vocabulary import NUM_SPECIAL
 from ehrsequencing.models.attention import SelfAttention
 from ehrsequencing.models.embeddings import BEHRTEmbedding
 from ehrsequencing.models.encoder import TransformerEncoder
@@ -35,8 +36,8 @@ def examine(model: PretrainedModel, plan: Judged, device: torch.device) -> dict[
 
     Returns:
         parameters: as `parameter_report`, the long lists of names left out. embeddings: `geometry` of the codes that
-        the histories hold. representations: `geometry` of the mean hidden state of each history. heads: `dead_heads`'
-        figures per layer. adapters: `adapter_effects`; absent without adapters.
+        the histories hold. representations: `geometry` of the mean hidden state of each history, of a transformer. heads:
+        `head_outputs` by layer. adapters: `adapter_effects`; absent without adapters.
     """
     trained = model.training
     model.eval()
@@ -49,7 +50,7 @@ def examine(model: PretrainedModel, plan: Judged, device: torch.device) -> dict[
     for module in model.modules():
         if isinstance(module, BEHRTEmbedding):
             used = torch.unique(histories.codes[histories.mask])
-            used = used[used >= model.config.num_special][:CODES]
+            used = used[used >= NUM_SPECIAL][:CODES]
             found["embeddings"] = geometry(module.code.weight[used])
     heads: dict[str, list[float]] = {}
     hidden: list[Tensor] = []
@@ -71,8 +72,9 @@ def examine(model: PretrainedModel, plan: Judged, device: torch.device) -> dict[
         for hook in hooks:
             hook.remove()
     found["heads"] = heads
-    weight = histories.mask[..., None].to(hidden[0].dtype)
-    found["representations"] = geometry((hidden[0] * weight).sum(1) / weight.sum(1).clamp(min=1))
+    if hidden:
+        weight = histories.mask[..., None].to(hidden[0].dtype)
+        found["representations"] = geometry((hidden[0] * weight).sum(1) / weight.sum(1).clamp(min=1))
     if effects := adapter_effects(model):
         found["adapters"] = effects
     model.train(trained)
