@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ehrsequencing.benchmarks.objectives import Claim, is_done
+from ehrsequencing.benchmarks.cells import Claim, is_done
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
 from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.dataset import MedsDataset

@@ -22,9 +22,9 @@ from ehrsequencing.io import write_text
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    def unused(self) -> set[str]:
-        """Tables that the other choices leave without effect; they are refused when given and not written."""
-        return set()
+    def unused(self) -> dict[str, Any]:
+        """What the other choices leave without effect, as pydantic excludes it: refused when given and not written."""
+        return {}
 
 
 class ModelOptions(_Strict):
@@ -94,6 +94,7 @@ class LoopOptions(_Strict):
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     threads: int = Field(0, ge=0, le=1024)
+    mirrors: list[str] = Field(default_factory=list, description="copies of the figures: mlflow, tensorboard")
 
 
 class MlmOptions(_Strict):
@@ -110,6 +111,13 @@ class NvpOptions(_Strict):
     loss: Literal["bce", "focal"] = "bce"
     gamma: float = Field(2.0, ge=0, le=10)
     balance: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _exponent_of_focal(self) -> NvpOptions:
+        # Not whether it was given: a resolved configuration gives everything.
+        if self.loss != "focal" and self.gamma != NvpOptions.model_fields["gamma"].default:
+            raise ValueError("gamma is the exponent of the focal loss, so with loss=bce it would have no effect")
+        return self
 
 
 class JointOptions(_Strict):
@@ -159,9 +167,9 @@ class PretrainConfig(_Strict):
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
 
-    def unused(self) -> set[str]:
+    def unused(self) -> dict[str, Any]:
         every = {name for names in OBJECTIVE_TABLES.values() for name in names}
-        return every - set(OBJECTIVE_TABLES[self.objective])
+        return dict.fromkeys(every - set(OBJECTIVE_TABLES[self.objective]), True)
 
     @field_validator("mlm", "nvp", "joint", "contrastive", "tte")
     @classmethod
@@ -189,6 +197,15 @@ class LoraOptions(_Strict):
         return self
 
 
+TRANSFORMER_OPTIONS = {"attention", "attention_dropout", "position", "activation", "norm", "separators"}
+"""Options of the model that say how a transformer reads tokens; a model over visits has none of them."""
+UNUSED_OPTIONS = {
+    "behrt": set[str](),
+    "lstm": TRANSFORMER_OPTIONS,
+    "bilstm": TRANSFORMER_OPTIONS,
+    "retain": TRANSFORMER_OPTIONS | {"pooling"},
+}
+"""Options of the model that each architecture does not have."""
 METHOD_LR = {"full": 5e-4}
 """Peak learning rate where none is given and `OptimOptions` has another: pretrained weights bear less."""
 
@@ -196,6 +213,7 @@ METHOD_LR = {"full": 5e-4}
 class FinetuneConfig(_Strict):
     """`ehrseq finetune`; `optim.lr` defaults to `METHOD_LR` of the method."""
 
+    architecture: Literal["behrt", "lstm", "bilstm", "retain"] = "behrt"
     method: Literal["lora", "full", "probe", "scratch"] = "lora"
     lora: LoraOptions = Field(default_factory=LoraOptions)
     model: ModelOptions = Field(default_factory=ModelOptions)
@@ -203,8 +221,37 @@ class FinetuneConfig(_Strict):
     loop: LoopOptions = Field(default_factory=LoopOptions)
     accept: list[str] = Field(default_factory=list, description="checks of the audit whose errors are accepted")
 
-    def unused(self) -> set[str]:
-        return set() if self.method == "lora" else {"lora"}
+    def unused(self) -> dict[str, Any]:
+        tables: dict[str, Any] = {} if self.method == "lora" else {"lora": True}
+        options = UNUSED_OPTIONS[self.architecture]
+        return tables | ({"model": options} if options else {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_of_architecture(cls, given: Any) -> Any:
+        """Only a BEHRT is adapted to a task; anything else is trained from scratch."""
+        if isinstance(given, dict) and given.get("architecture", "behrt") != "behrt":
+            return {"method": "scratch", **given}
+        return given
+
+    @field_validator("method")
+    @classmethod
+    def _only_a_behrt_is_adapted(cls, method: str, info: ValidationInfo) -> str:
+        architecture = info.data.get("architecture", "behrt")
+        if architecture != "behrt" and method != "scratch":
+            raise ValueError(f"{method} adapts a pretrained behrt; {architecture} is trained with method scratch")
+        return method
+
+    @field_validator("model")
+    @classmethod
+    def _only_with_its_architecture(cls, given: ModelOptions, info: ValidationInfo) -> ModelOptions:
+        architecture = info.data.get("architecture", "behrt")
+        without = sorted(given.model_fields_set & UNUSED_OPTIONS[architecture])
+        if without:
+            raise ValueError(f"architecture {architecture} has no {', '.join(without)}; leave it out")
+        if architecture in ("lstm", "bilstm") and given.pooling == "cls":
+            raise ValueError("a model over visits has no state of CLS; pooling is attention, mean or last_visit")
+        return given
 
     @field_validator("lora")
     @classmethod
@@ -243,6 +290,49 @@ class ObjectivesConfig(_Strict):
     labelled: int = Field(0, ge=0)
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+
+    @field_validator("finetune")
+    @classmethod
+    def _pretrained_only(cls, given: FinetuneConfig) -> FinetuneConfig:
+        if given.architecture != "behrt":
+            raise ValueError(f"{given.architecture} is not pretrained; judge it with `ehrseq finetune` and `evaluate`")
+        return given
+
+
+NEURAL_ARMS = ("scratch", "probe", "lora4", "lora8", "lora16", "lora32", "full", "lstm", "bilstm", "retain")
+
+
+class ModelsConfig(_Strict):
+    """`ehrseq benchmark models`; seed, method, architecture and rank of `finetune` are its own.
+
+    `fractions` are shares of the labelled train subjects; `settings` is what each arm, baselines included, may try.
+    """
+
+    arms: list[str] = ["lstm", "retain", "scratch", "probe", "lora4", "lora8", "lora16", "lora32", "full"]
+    baselines: list[Literal["logistic_regression", "random_forest", "xgboost"]] = [
+        "logistic_regression",
+        "random_forest",
+        "xgboost",
+    ]
+    fractions: list[float] = [0.01, 0.03, 0.1, 0.3, 1.0]
+    seeds: int = Field(3, ge=1, le=100)
+    settings: Literal[1, 4, 8] = 4
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+
+    @field_validator("arms")
+    @classmethod
+    def _known(cls, given: list[str]) -> list[str]:
+        unknown = [name for name in given if name not in NEURAL_ARMS]
+        if unknown or len(set(given)) < len(given) or not given:
+            raise ValueError(f"arms are one or more of {', '.join(NEURAL_ARMS)}, each once")
+        return given
+
+    @field_validator("fractions")
+    @classmethod
+    def _shares(cls, given: list[float]) -> list[float]:
+        if not given or len(set(given)) < len(given) or not all(0 < share <= 1 for share in given):
+            raise ValueError("fractions are one or more numbers above 0 and up to 1, each once")
+        return sorted(given)
 
 
 AnyConfig = TypeVar("AnyConfig", bound=_Strict)

@@ -1,19 +1,23 @@
 """`ehrseq benchmark objectives`: every cell once, kept over kills, shared between processes, judged together."""
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
+from ehrsequencing.benchmarks.cells import Claim
 from ehrsequencing.benchmarks.few_labels import keep_labelled
-from ehrsequencing.benchmarks.objectives import Cell, Claim, benchmark_objectives, cells, in_words
-from ehrsequencing.config import ObjectivesConfig, load_config
-from ehrsequencing.data.labels import read_labels
+from ehrsequencing.benchmarks.objectives import Cell, benchmark_objectives, cells, in_words, tokens_of
+from ehrsequencing.config import ObjectivesConfig, PretrainConfig, load_config, read_config
+from ehrsequencing.data.labels import read_labels, write_labels
+from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.store import TokenStore
-from ehrsequencing.errors import ConfigError
+from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.training.callbacks import Observer
 from tests.integration.conftest import TINY
 
@@ -99,10 +103,22 @@ def test_a_second_call_trains_nothing_and_gives_the_same(world, done):
     assert trained == []
 
 
-def test_other_options_are_refused_and_more_methods_are_not(world, done):
+def relabelled(world, folder):
+    """A file of the same name whose labels are the others."""
+    frame, manifest = read_labels(world.labels)
+    write_labels(folder / world.labels.name, frame.with_columns(~pl.col("boolean_value")), manifest)
+    return folder / world.labels.name
+
+
+def test_other_options_are_refused_and_more_methods_are_not(world, done, tmp_path):
     out, _, _ = done
     with pytest.raises(ConfigError, match="begun with another configuration: tokens differ"):
         run(world, out, tokens=41_000)
+    with pytest.raises(ConfigError, match="begun with another configuration: labels of onset differ"):
+        run(SimpleNamespace(store=world.store, labels=relabelled(world, tmp_path)), out)
+    prepare(world.meds, tmp_path / "store", values="none")
+    with pytest.raises(ConfigError, match="begun with another configuration: store differ"):
+        run(SimpleNamespace(store=tmp_path / "store", labels=world.labels), out)
     trained = []
     assert run(world, out, trained=trained, objectives=["mlm"], methods=["full"]) is not None
     assert trained == ["onset mlm full seed 0"]
@@ -113,7 +129,7 @@ def test_what_another_process_trains_is_left_to_it(world, tmp_path):
     out = tmp_path / "out"
     cell = Cell("mlm", 0).folder(out)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom ehrsequencing.benchmarks.objectives import Claim\n"
+        "import sys, time\nfrom pathlib import Path\nfrom ehrsequencing.benchmarks.cells import Claim\n"
         f"with Claim(Path({str(cell.with_name('.seed-0000.lock'))!r})) as mine:\n"
         "    assert mine\n    print('held', flush=True)\n    time.sleep(600)\n"
     )
@@ -135,6 +151,17 @@ def test_what_another_process_trains_is_left_to_it(world, tmp_path):
 def test_wrong_requests_are_refused(world, tmp_path):
     with pytest.raises(ConfigError, match="labelled subjects of train; got 72000 of the 90000 asked for"):
         run(world, tmp_path / "out", labelled=90_000)
+    with pytest.raises(
+        ConfigError, match=r"tokens of each pretraining, .* got 1,000; expected .* mlm \d\d,\d+, tte \d\d,\d+"
+    ):
+        run(world, tmp_path / "out", tokens=1_000)
+    frame, manifest = read_labels(world.labels)
+    several = frame.with_columns(boolean_value=pl.lit(None, pl.Boolean), categorical_value=pl.lit("A"))
+    write_labels(tmp_path / "several.parquet", several, manifest)
+    with pytest.raises(RunError, match=r"several.parquet is not of a binary task"):
+        run(SimpleNamespace(store=world.store, labels=tmp_path / "several.parquet"), tmp_path / "out")
+    # Nothing of it stands in the way of the right request.
+    assert not (tmp_path / "out").exists()
     config = load_config(ObjectivesConfig, overrides=SMALL)
     with pytest.raises(ConfigError, match="label files; got onset, onset"):
         benchmark_objectives(
@@ -143,6 +170,28 @@ def test_wrong_requests_are_refused(world, tmp_path):
         )  # fmt: skip
     with pytest.raises(ConfigError, match="methods"):
         load_config(ObjectivesConfig, overrides={"methods": ["prompt"]})
+
+
+def test_fewer_seeds_than_were_begun_are_refused(world, done, tmp_path):
+    """A model that has a second seed would be judged with both beside models that have one."""
+    out, _, _ = done
+    shutil.copytree(out, tmp_path / "out")
+    file = tmp_path / "out" / "benchmark.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seeds": 2}))
+    with pytest.raises(ConfigError, match="was begun with more seeds; got 1; expected 2 or more"):
+        run(world, tmp_path / "out")
+
+
+def test_what_was_read_is_stated(done):
+    out, _, _ = done
+    caveats = json.loads((out / "comparison" / "report_data.json").read_text())["caveats"]
+    metadata = json.loads((out / "pretrained/mlm/seed-0000/metadata.json").read_text())
+    store, config = (
+        TokenStore.open(metadata["store"]),
+        read_config(PretrainConfig, out / "pretrained/mlm/seed-0000/config.toml"),
+    )
+    read = tokens_of(config, store) * config.loop.epochs
+    assert any(f"mlm {read:,}" in text and "40,000 were asked for" in text for text in caveats)
 
 
 def test_fewer_labels_are_part_of_more(world):

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from ehrsequencing.errors import LabelError, ShapeError
+from ehrsequencing.errors import ConfigError, LabelError, ShapeError
 from ehrsequencing.evaluation.metrics import auroc, log_loss
 
+BUDGETS = (12, 8, 4)
+"""How many settings a baseline may try."""
 Progress = Callable[[int, int], None]
 Predict = Callable[[sparse.csr_matrix], NDArray[np.float64]]
 
@@ -53,12 +55,13 @@ class Search:
     Args:
         X_train, X_tuning: Float [rows, features], sparse.
         y_train, y_tuning: Bool [rows].
-        seed, threads, progress, short: As `fit_baseline`.
+        seed, threads, progress, budget: As `fit_baseline`.
 
     Attributes:
         odds_weight: Negatives per positive in train: what weighting the classes equally multiplies the odds by.
 
     Raises:
+        ConfigError: another budget than `BUDGETS`.
         LabelError: a split has one class.
         ShapeError: rows and labels, or the columns of the splits, differ.
     """
@@ -73,7 +76,7 @@ class Search:
         seed: int,
         threads: int,
         progress: Progress | None,
-        short: bool = False,
+        budget: int = BUDGETS[0],
     ) -> None:
         self.X_train, self.X_tuning = sparse.csr_matrix(X_train), sparse.csr_matrix(X_tuning)
         self.y_train, self.y_tuning = np.asarray(y_train).astype(np.bool_), np.asarray(y_tuning).astype(np.bool_)
@@ -89,7 +92,9 @@ class Search:
                     expected="both classes",
                     remedy="use more subjects or a more frequent outcome",
                 )
-        self.seed, self.threads, self.progress, self.short = seed, threads, progress, short
+        self.seed, self.threads, self.progress, self.budget = seed, threads, progress, budget
+        if budget not in BUDGETS:
+            raise ConfigError("settings of a baseline", got=budget, expected=" or ".join(map(str, sorted(BUDGETS))))
         self.odds_weight = float((~self.y_train).sum() / self.y_train.sum())
         self.tuning: list[dict[str, Any]] = []
         self._best: tuple[float, dict[str, Any], Predict] | None = None

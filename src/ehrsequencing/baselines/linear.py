@@ -14,14 +14,23 @@ from sklearn.linear_model import LogisticRegression
 from ehrsequencing.baselines.fitted import FittedBaseline, Predict, Search
 
 RIDGE, LASSO = "ridge", "lasso"
-LINEAR_GRID: tuple[tuple[str, str | None, tuple[float, ...]], ...] = (
-    (RIDGE, None, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
-    (LASSO, None, (3e-3, 1e-2, 3e-2, 0.1, 0.3)),
-    (RIDGE, "balanced", (1e-3,)),
-    (LASSO, "balanced", (1e-2,)),
-)
-SHORT_LINEAR_GRID = ((RIDGE, None, (3e-4, 3e-3)), (LASSO, None, (1e-2, 5e-2)))
-"""Penalty, class weights and inverse strengths C, strongest penalty first so that each fit starts from the last."""
+LINEAR_GRIDS: dict[int, tuple[tuple[str, str | None, tuple[float, ...]], ...]] = {
+    12: (
+        (RIDGE, None, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
+        (LASSO, None, (3e-3, 1e-2, 3e-2, 0.1, 0.3)),
+        (RIDGE, "balanced", (1e-3,)),
+        (LASSO, "balanced", (1e-2,)),
+    ),
+    8: (
+        (RIDGE, None, (3e-4, 1e-3, 3e-3)),
+        (LASSO, None, (1e-2, 3e-2, 0.1)),
+        (RIDGE, "balanced", (1e-3,)),
+        (LASSO, "balanced", (1e-2,)),
+    ),
+    4: ((RIDGE, None, (3e-4, 3e-3)), (LASSO, None, (1e-2, 5e-2))),
+}
+"""By number of settings: penalty, class weights, and inverse strengths C, strongest penalty first so that each fit
+starts from the last."""
 _MAX_ITERATIONS = 300
 _LEAST_DEVIATION = 0.3
 
@@ -35,7 +44,7 @@ def fit_logistic_regression(search: Search) -> FittedBaseline:
     """
     scale = inverse_deviation(search.X_train)
     train, tuning = (search.X_train @ scale).tocsr(), search.X_tuning @ scale
-    grid = SHORT_LINEAR_GRID if search.short else LINEAR_GRID
+    grid = LINEAR_GRIDS[search.budget]
     total = sum(len(strengths) for *_, strengths in grid)
     for penalty, weight, strengths in grid:
         model = _model(penalty, weight, search.seed)

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
 
-from ehrsequencing.baselines.fitted import FittedBaseline, Progress, Search
+from ehrsequencing.baselines.fitted import BUDGETS, FittedBaseline, Progress, Search
 from ehrsequencing.errors import ConfigError
 
 BASELINES = ("prevalence", "logistic_regression", "random_forest", "xgboost")
-BUDGET, SHORT_BUDGET = 12, 4
-"""Settings that each of the models tries."""
+BUDGET, EQUAL_BUDGET, SHORT_BUDGET = BUDGETS
+"""Settings that each model tries: by default, beside models that are trained as often, per category of a task."""
 
 
 def fit_baseline(
@@ -24,11 +24,11 @@ def fit_baseline(
     seed: int = 0,
     threads: int = 2,
     progress: Progress | None = None,
-    short: bool = False,
+    budget: int = BUDGET,
 ) -> FittedBaseline:
     """Fit a baseline on train, settings chosen by log loss on tuning.
 
-    Every model is given `BUDGET` settings (`SHORT_BUDGET` where `short`), class weights among them; probabilities
+    Every model is given the same number of settings, class weights among them from 8 upwards; probabilities
     learned with weights are brought back to the odds of train before they are judged.
 
     Args:
@@ -36,16 +36,16 @@ def fit_baseline(
         X_train, X_tuning: Float [rows, features] from one `CountFeatures`.
         y_train, y_tuning: Bool [rows].
         progress: Called as `progress(settings done, settings in all)`.
-        short: Try few settings, for tasks that need a model per category; random forest has no short form.
+        budget: Settings to try, one of `BUDGETS`.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name or budget.
         LabelError: a split has one class.
         ShapeError: rows and labels, or the columns of the splits, differ.
     """
     if name not in BASELINES:
         raise ConfigError("unknown baseline", got=name, expected=", ".join(BASELINES))
-    search = Search(X_train, y_train, X_tuning, y_tuning, seed=seed, threads=threads, progress=progress, short=short)
+    search = Search(X_train, y_train, X_tuning, y_tuning, seed=seed, threads=threads, progress=progress, budget=budget)
     # scikit-learn and xgboost take a second to import, and prevalence needs neither.
     if name == "logistic_regression":
         from ehrsequencing.baselines.linear import fit_logistic_regression

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from ehrsequencing.baselines.copying import COPY_SETTINGS, CopyHistory, Past
 from ehrsequencing.baselines.fitted import Progress
 from ehrsequencing.baselines.linear import inverse_deviation
-from ehrsequencing.baselines.models import fit_baseline
+from ehrsequencing.baselines.models import SHORT_BUDGET, fit_baseline
 from ehrsequencing.errors import ConfigError, LabelError
 
 Probabilities = NDArray[np.float32]
@@ -147,7 +147,7 @@ def _one_per_category(name: str, data: MultiLabelData, seed: int, threads: int, 
         fitted.append(
             fit_baseline(
                 name, data.features["train"], y, data.features["tuning"], tuning,
-                seed=seed, threads=threads, short=True,
+                seed=seed, threads=threads, budget=SHORT_BUDGET,
             ) if both else None
         )  # fmt: skip
         progress(category + 1, categories)

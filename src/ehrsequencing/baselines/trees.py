@@ -38,7 +38,9 @@ BOOSTING_GRID: tuple[Options, ...] = (
     {"max_depth": 12, "learning_rate": 0.05, "min_child_weight": 50},
     {"max_depth": 6, "learning_rate": 0.05, "min_child_weight": 20, "class_weight": "balanced"},
 )
-SHORT_SETTINGS = 4
+FOREST_PLACES = {12: range(12), 8: (0, 1, 2, 4, 5, 8, 9, 10), 4: (0, 1, 4, 8)}
+BOOSTING_PLACES = {12: range(12), 8: (0, 1, 2, 3, 4, 6, 7, 11), 4: range(4)}
+"""Which settings of the grids are tried, by their number."""
 BOOSTING_ROUNDS, BOOSTING_PATIENCE, BOOSTING_BINS = 1000, 40, 64
 
 
@@ -59,11 +61,12 @@ def fit_random_forest(search: Search) -> FittedBaseline:
         model.set_params(n_jobs=1)
         return _forest_predictor(model, search.odds_weight if "class_weight" in options else 1.0)
 
-    for options in FOREST_GRID:
+    grid = [FOREST_GRID[place] for place in FOREST_PLACES[search.budget]]
+    for options in grid:
         started = time.perf_counter()
         predictor = grow(options, FOREST_SEARCH_TREES)
         seconds = time.perf_counter() - started
-        search.offer({"class_weight": None, **options}, predictor, predictor(tuning), len(FOREST_GRID), seconds)
+        search.offer({"class_weight": None, **options}, predictor, predictor(tuning), len(grid), seconds)
     best = {name: search.leader[name] for name in ("min_samples_leaf", "max_features")}
     weight = search.leader["class_weight"]
     predictor = grow(best | ({"class_weight": weight} if weight else {}), FOREST_TREES)
@@ -115,7 +118,7 @@ def fit_xgboost(search: Search) -> FittedBaseline:
         )  # fmt: skip
         return booster, time.perf_counter() - started
 
-    grid = BOOSTING_GRID[:SHORT_SETTINGS] if search.short else BOOSTING_GRID
+    grid = [BOOSTING_GRID[place] for place in BOOSTING_PLACES[search.budget]]
     with ThreadPoolExecutor(max(1, search.threads)) as pool:
         for options, (booster, seconds) in zip(grid, pool.map(boost, grid), strict=True):
             predictor = _booster_predictor(booster, _weight(search, options))

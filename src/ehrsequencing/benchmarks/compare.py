@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ehrsequencing.baselines.features import CountFeatures
-from ehrsequencing.baselines.models import fit_baseline
+from ehrsequencing.baselines.models import BUDGET, fit_baseline
 from ehrsequencing.benchmarks.arms import Arm, best_of_each, members, run_arm
 from ehrsequencing.benchmarks.external import External, is_external, open_external, require_labels
 from ehrsequencing.benchmarks.multilabel import category_table, judge_multilabel
@@ -67,6 +67,7 @@ def compare(
     *,
     names: Sequence[str] = (),
     baselines: Sequence[str] = BASELINES,
+    budget: int = BUDGET,
     history: str = "model",
     reference: str | None = None,
     validation: ValidationOptions | None = None,
@@ -86,6 +87,7 @@ def compare(
         labels_path: Binary or multi-label labels.
         names: Of the runs; by default that of the model, and of the folder where two would be alike.
         baselines: Names from `BASELINES`; each is fitted on train and chosen on tuning.
+        budget: Settings that each baseline tries, see `fit_baseline`.
         history: What the baselines see: "model", the histories as cut for the longest model of `runs`; or "whole".
         reference: Name of the arm to which the others are compared; the first run by default.
         validation: Recalibration and subgroups; defaults of `ValidationOptions`.
@@ -152,7 +154,7 @@ def compare(
         notes += judged.notes
         return Comparison(task, examples, judged.arms, judged.metrics, judged.differences, report, notes)
     if baselines:
-        arms += _baseline_arms(store, examples, baselines, max_rows, seed, threads, say, progress)
+        arms += _baseline_arms(store, examples, baselines, budget, max_rows, seed, threads, say, progress)
     say(f"bootstrap over {len(np.unique(examples['held_out'].subject_id))} held-out subjects")
     metrics = {arm.name: _judge(arm, examples, task, resamples, seed) for arm in arms}
     against = next((arm for arm in arms if arm.name == reference), arms[0])
@@ -212,6 +214,7 @@ def _baseline_arms(
     store: TokenStore,
     examples: dict[str, Examples],
     names: Sequence[str],
+    budget: int,
     max_rows: int | None,
     seed: int,
     threads: int,
@@ -235,6 +238,7 @@ def _baseline_arms(
             targets["tuning"],
             seed=seed,
             threads=threads,
+            budget=budget,
             progress=partial(progress, name),
         )
         arms.append(

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import polars as pl
 
-from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError
 
@@ -45,9 +40,28 @@ def keep_labelled(store: TokenStore, labels: pl.DataFrame, subjects: int, seed: 
     return labels.filter(pl.col("subject_id").is_in(np.concatenate(chosen)))
 
 
-def write_few_labels(store: TokenStore, labels: Path, out: Path, subjects: int, seed: int = 0) -> None:
-    """Write such labels with a manifest that says so, unless they are there."""
-    frame, manifest = read_labels(labels)
-    noted: Mapping[str, Any] = {"labelled_subjects": subjects, "draw": seed}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_labels(out, keep_labelled(store, frame, subjects, seed), {**manifest, **noted})
+FEWEST_TUNING = 100
+"""Subjects of tuning whose labels are kept at any share, or all there are: fewer choose an epoch at random."""
+
+
+def keep_share(store: TokenStore, labels: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
+    """The labels of a share of the train and of the tuning subjects, and of all held-out ones.
+
+    Args:
+        share: Above 0, up to 1; of two draws with one seed the smaller is part of the larger.
+
+    Raises:
+        ConfigError: not a single subject of train is left.
+    """
+    ids = labels["subject_id"].unique().sort().to_numpy()
+    chosen = [ids[store.split("held_out").index_of(ids) >= 0]]
+    for split, fewest in (("train", 0), ("tuning", FEWEST_TUNING)):
+        there = ids[store.split(split).index_of(ids) >= 0]
+        number = min(max(round(share * len(there)), fewest), len(there))
+        if not number:
+            raise ConfigError(
+                f"share of the labelled subjects of {split}", got=f"{share:g} of {len(there)}", expected="one at least",
+                remedy="ask for a larger share",
+            )  # fmt: skip
+        chosen.append(np.random.default_rng([seed, len(split)]).permutation(there)[:number])
+    return labels.filter(pl.col("subject_id").is_in(np.concatenate(chosen)))

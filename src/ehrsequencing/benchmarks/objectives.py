@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,13 +11,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrsequencing.benchmarks.cells import Claim, is_done, settle
 from ehrsequencing.benchmarks.compare import Comparison, compare, difference
-from ehrsequencing.benchmarks.few_labels import write_few_labels
-from ehrsequencing.config import FinetuneConfig, ObjectivesConfig, PretrainConfig, write_config
+from ehrsequencing.benchmarks.few_labels import keep_labelled
+from ehrsequencing.config import METHOD_LR, FinetuneConfig, ObjectivesConfig, PretrainConfig, write_config
 from ehrsequencing.data.artefacts import refuse_in_data
+from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
-from ehrsequencing.io import atomic_path, lock_file, read_json, write_json, write_text
+from ehrsequencing.io import atomic_path, read_json, write_json, write_text
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.report import write_report
 from ehrsequencing.tracking.report_data import write_report_data
@@ -103,7 +104,8 @@ def benchmark_objectives(
         The summary, which lies with table and report in `out/comparison`; None where another process still trains.
 
     Raises:
-        ConfigError: two label files of one name, or another configuration than that of `out`.
+        ConfigError: two label files of one name, another configuration, other data or fewer seeds than those of `out`,
+            too few labelled subjects, or tokens that are not about a number of epochs.
         RunError: a label file is not of a binary task.
     """
     refuse_in_data(out, store_path, *labels)
@@ -111,77 +113,44 @@ def benchmark_objectives(
     if len(set(names)) < len(names) or not names:
         raise ConfigError("label files", got=", ".join(names) or "none", expected="one or more of different names")
     store = TokenStore.open(store_path).verify()
-    _settle(out, config)
-    used = {}
+    used = {path.stem: out / "labels" / path.name if config.labelled else path for path in labels}
+    drawn = {}
     for path in labels:
-        used[path.stem] = path
+        frame, manifest = read_labels(path)
+        if frame["boolean_value"].null_count() == len(frame):
+            raise RunError(f"{path} is not of a binary task", expected="labels in boolean_value")
         if config.labelled:
-            used[path.stem] = out / "labels" / path.name
-            if not used[path.stem].exists():
-                write_few_labels(store, path, used[path.stem], config.labelled)
+            frame = keep_labelled(store, frame, config.labelled, seed=0)
+            drawn[path.stem] = frame, {**manifest, "labelled_subjects": config.labelled, "draw": 0}
+    plans = {name: pretrain_config(config, name, 0, store) for name in config.objectives}
+    tokens = {name: tokens_of(plan, store) * plan.loop.epochs for name, plan in plans.items()}
+    _refuse_other_budgets(tokens, config.tokens)
+    shared = config.model_dump(mode="json", exclude={"objectives", "methods", "seeds"})
+    settle(out, shared, config.seeds, store, labels)
+    for name, (frame, manifest) in drawn.items():
+        if not used[name].exists():
+            used[name].parent.mkdir(parents=True, exist_ok=True)
+            write_labels(used[name], frame, manifest)
     everything = list(cells(config, names))
-    busy: set[Cell] = set()
     for cell in everything:
-        if not _train(cell, store, used, out, config, observed):
-            busy.add(cell)
+        _train(cell, store, used, out, config, observed)
     if left := [cell for cell in everything if not is_done(cell.folder(out))]:
         say(f"{len(left)} of {len(everything)} trainings are with another process, which will judge; or run this again")
         return None
     with Claim(out / "judge.lock") as mine:
-        return _judge(store, used, out, config, oracle, say, bars) if mine else None
-
-
-def is_done(run: Path) -> bool:
-    """Whether a training ended."""
-    file = run / "metadata.json"
-    return file.exists() and read_json(file).get("status") in ("completed", "early_stopped")
-
-
-def _settle(out: Path, config: ObjectivesConfig) -> None:
-    """Write what every training has in common, or see that it is what is there."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, mine = out / "benchmark.json", config.model_dump(mode="json", exclude={"seeds", "objectives", "methods"})
-    if not path.exists():
-        write_json(path, mine)
-    elif (stored := read_json(path)) != mine:
-        differing = sorted(key for key in mine if mine[key] != stored.get(key))
-        raise ConfigError(
-            f"{out} was begun with another configuration: {', '.join(differing)} differ",
-            remedy="go on with the same one (seeds, objectives and methods may grow), or choose another --out",
-        )
-
-
-class Claim:
-    """Holds a lock for as long as the block runs; True where it is ours."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.descriptor = path, -1
-
-    def __enter__(self) -> bool:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.descriptor = lock_file(self.path, "another process works here", "wait for it")
-        except RunError:
-            return False
-        return True
-
-    def __exit__(self, *_: object) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        return _judge(store, used, out, config, tokens, oracle, say, bars) if mine else None
 
 
 def _train(
     cell: Cell, store: TokenStore, labels: Mapping[str, Path], out: Path, config: ObjectivesConfig, observed: Observed
-) -> bool:
-    """Run one training unless it is done; False where another process has it or what it starts from."""
+) -> None:
+    """Run one training unless it is done, or another process has it or what it starts from."""
     run, base = cell.folder(out), cell.base(out)
-    if is_done(run):
-        return True
-    if base is not None and not is_done(base):
-        return False
+    if is_done(run) or (base is not None and not is_done(base)):
+        return
     with Claim(run.with_name(f".{run.name}.lock")) as mine:
         if not mine or is_done(run):
-            return mine
+            return
         resume = (run / "metadata.json").exists()
         with observed(f"{cell.task} {cell.name} seed {cell.seed}".strip()) as observer:
             if not cell.task:
@@ -190,7 +159,6 @@ def _train(
             else:
                 tuned = finetune_config(config, cell.method, cell.seed)
                 finetune(store.path, labels[cell.task], run, tuned, from_run=base, resume=resume, observer=observer)
-    return True
 
 
 def pretrain_config(config: ObjectivesConfig, objective: str, seed: int, store: TokenStore) -> PretrainConfig:
@@ -198,12 +166,28 @@ def pretrain_config(config: ObjectivesConfig, objective: str, seed: int, store: 
     options = config.pretrain.model_dump(exclude_unset=True)
     options |= {"objective": objective, "loop": {**options.get("loop", {}), "seed": seed}}
     found = PretrainConfig.model_validate(options)
-    chosen = OBJECTIVES[objective]
-    built = model_config(found.model, len(store.vocabulary), causal=chosen.causal(found))
-    source = batch_source(store, "train", chosen.examples(store.split("train"), []), found.loop, built)
-    epochs = max(1, round(config.tokens / int(source.lengths.sum())))
+    epochs = max(1, round(config.tokens / tokens_of(found, store)))
     options["loop"] |= {"epochs": epochs, "patience": epochs}
     return PretrainConfig.model_validate(options)
+
+
+def tokens_of(config: PretrainConfig, store: TokenStore) -> int:
+    """Tokens that an epoch of a pretraining reads."""
+    chosen = OBJECTIVES[config.objective]
+    built = model_config(config.model, len(store.vocabulary), causal=chosen.causal(config))
+    source = batch_source(store, "train", chosen.examples(store.split("train"), []), config.loop, built)
+    return int(source.lengths.sum())
+
+
+def _refuse_other_budgets(tokens: Mapping[Any, int], asked: int) -> None:
+    """Pretrainings read whole epochs: ConfigError where these come nowhere near the tokens asked for."""
+    off = {name: found for name, found in tokens.items() if not 2 / 3 <= found / asked <= 3 / 2}
+    if off:
+        raise ConfigError(
+            "tokens of each pretraining, which reads whole epochs", got=f"{asked:,}",
+            expected="about a multiple of an epoch: " + ", ".join(f"{name} {found:,}" for name, found in off.items()),
+            remedy="ask for such a number with --tokens",
+        )  # fmt: skip
 
 
 def finetune_config(config: ObjectivesConfig, method: str, seed: int) -> FinetuneConfig:
@@ -222,6 +206,7 @@ def _judge(
     labels: Mapping[str, Path],
     out: Path,
     config: ObjectivesConfig,
+    tokens: Mapping[Any, int],
     oracle: Path | None,
     say: Callable[[str], None],
     bars: Callable[[], AbstractContextManager[Callable[[str, int, int], None]]],
@@ -239,8 +224,6 @@ def _judge(
                 arms, store.path, path,
                 names=names, baselines=BASELINES, oracle=oracle, reference=SCRATCH, say=say, progress=update,
             )  # fmt: skip
-        if judged.examples["held_out"].categories:
-            raise RunError(f"{path} is of a multi-label task", expected="binary labels")
         for name, entries in judged.metrics.items():
             # By the name of the label file; subgroups stay with the task's own evaluation.
             whole = {
@@ -267,8 +250,15 @@ def _judge(
                 "models": list(models.values()),
                 "differences": differences,
                 "caveats": [
-                    f"Every pretraining read about {config.tokens:,} tokens of the same train subjects; seeds 0 to "
-                    f"{config.seeds - 1} vary pretraining, fine-tuning and initialisation, not the labelled subjects.",
+                    "Tokens that each pretraining read, of the same train subjects: "
+                    + ", ".join(f"{name} {number:,}" for name, number in tokens.items())
+                    + f"; {config.tokens:,} were asked for. Kept is the best epoch on tuning.",
+                    f"Seeds 0 to {config.seeds - 1} vary pretraining, fine-tuning and initialisation, not the labelled "
+                    "subjects.",
+                    "Scratch has the architecture that `ehrseq finetune` has without a base (bidirectional attention, "
+                    "days before the prediction time; objectives that predict from every visit have visit-causal "
+                    f"attention and gaps) and its own learning rate; that of full fine-tuning is {METHOD_LR['full']:g} "
+                    "unless set.",
                     *notes,
                 ],
             },

@@ -65,6 +65,7 @@ def finetune_seeds(
             "kind",
             "task",
             "method",
+            "architecture",
             "store",
             "store_fingerprint",
             "labels",
@@ -73,7 +74,7 @@ def finetune_seeds(
             "audit",
         )
         tracker.log_metadata({key: member[key] for key in shared})
-        tracker.log_hyperparameters(config.model_dump(mode="json"))
+        tracker.log_hyperparameters(config.model_dump(mode="json", exclude=config.unused()))
         write_config(out / "config.toml", config)
         tracker.save_summary(average(summaries), best={}, notes=summaries[0]["notes"])
         write_report_data(out, read_json(arm / "report_data.json"))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ehrsequencing.cli.common import ConfigFile, Sets, observed, progress_bars, say
+from ehrsequencing.errors import ConfigError
 
 app = typer.Typer(help="Whole comparisons, each in one command.", no_args_is_help=True)
 
@@ -56,4 +57,45 @@ def objectives(
         for sentence in summary["notes"]:
             say(sentence)
         say(f"table: {out / 'comparison' / 'objectives.md'}")
+        say(f"report: {out / 'comparison' / 'report.html'}")
+
+
+@app.command("models")
+def models(
+    store: Annotated[Path, typer.Argument(help="Token store.")],
+    labels: Annotated[list[Path], typer.Argument(help="Label files of binary tasks.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the benchmark; what is done there is kept.")],
+    from_run: Annotated[
+        Path | None, typer.Option("--from", help="Pretrained run for probe, LoRA and full fine-tuning.")
+    ] = None,
+    arms: Annotated[str | None, typer.Option("--arms", help="Comma-separated; see docs/benchmarks.md.")] = None,
+    fractions: Annotated[str | None, typer.Option("--fractions", help="Shares of the labels, such as 0.1,1.")] = None,
+    settings: Annotated[int | None, typer.Option("--settings", help="Settings that each arm tries: 1, 4 or 8.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds of the best setting, from 0 upwards.")] = None,
+    oracle: Annotated[Path | None, typer.Option("--oracle", help="Synthetic dataset of the store.")] = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+) -> None:
+    """Every kind of model by the number of labels, each with the same number of settings; run it again to go on."""
+    from ehrsequencing.config import ModelsConfig, load_config
+
+    try:
+        shares = None if fractions is None else [float(share) for share in _listed(fractions) or []]
+    except ValueError:
+        raise ConfigError("--fractions", got=fractions, expected="numbers such as 0.1,1") from None
+    options = load_config(
+        ModelsConfig,
+        config,
+        set_ or [],
+        {"arms": _listed(arms), "fractions": shares, "settings": settings, "seeds": seeds},
+    )
+    from ehrsequencing.benchmarks.models import benchmark_models
+
+    summary = benchmark_models(
+        store, labels, out, options, from_run=from_run, oracle=oracle, say=say, bars=progress_bars, observed=observed
+    )
+    if summary is not None:
+        for sentence in summary["notes"]:
+            say(sentence)
+        say(f"table: {out / 'comparison' / 'models.md'}")
         say(f"report: {out / 'comparison' / 'report.html'}")

@@ -20,6 +20,10 @@ Sets = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output path.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Take up a killed run at its last checkpoint.")]
+MirrorNames = Annotated[
+    list[str] | None,
+    typer.Option("--mirror", help="Copy figures to mlflow (mlflow=FILE: that database) or tensorboard; repeatable."),
+]
 
 Accept = Annotated[
     list[str] | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ehrsequencing.cli.common import Accept, ConfigFile, Overwrite, Resume, Sets, observed, say
+from ehrsequencing.cli.common import Accept, ConfigFile, MirrorNames, Overwrite, Resume, Sets, observed, say
 
 
 def finetune(
@@ -15,6 +15,7 @@ def finetune(
     labels: Annotated[Path, typer.Argument(help="Labels (parquet, MEDS label schema).")],
     out: Annotated[Path, typer.Option("--out", help="Run directory.")],
     from_run: Annotated[Path | None, typer.Option("--from", help="Pretrained run.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="behrt, lstm, bilstm or retain.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="lora, full, probe or scratch.")] = None,
     lora_rank: Annotated[int | None, typer.Option("--lora-rank", help="Rank of the adapters.")] = None,
     model_size: Annotated[str | None, typer.Option("--model-size", help="Size for scratch.")] = None,
@@ -24,6 +25,7 @@ def finetune(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings that differ by seed.")] = 1,
     device: Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")] = None,
     accept: Accept = None,
+    mirrors: MirrorNames = None,
     config: ConfigFile = None,
     set_: Sets = None,
     resume: Resume = False,
@@ -37,6 +39,7 @@ def finetune(
         config,
         set_ or [],
         {
+            "architecture": model,
             "method": method,
             "lora.rank": lora_rank,
             "model.size": model_size,
@@ -44,6 +47,7 @@ def finetune(
             "optim.lr": lr,
             "loop.seed": seed,
             "loop.device": device,
+            "loop.mirrors": mirrors,
             "accept": accept,
         },
     )
@@ -57,7 +61,7 @@ def finetune(
     if seeds == 1:
         from ehrsequencing.training.finetune import finetune as run
 
-        with observed(f"finetune {options.method}") as observer:
+        with observed(f"finetune {options.architecture} {options.method}") as observer:
             summary = run(
                 store, labels, out, options, from_run=from_run, resume=resume, overwrite=overwrite, observer=observer
             )

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ehrsequencing import __version__
-from ehrsequencing.cli import benchmark, data, demo, doctor, evaluate, finetune, inspect, pretrain, report, task
+from ehrsequencing.cli import benchmark, data, demo, doctor, evaluate, finetune, inspect, pretrain, report, runs, task
 from ehrsequencing.cli.common import exit_codes
 from ehrsequencing.errors import ConfigError
 
@@ -31,6 +31,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.add_typer(benchmark.app, name="benchmark")
 app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
+app.add_typer(runs.app, name="runs")
 
 
 def _version(value: bool) -> None:

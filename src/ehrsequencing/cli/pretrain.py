@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ehrsequencing.cli.common import ConfigFile, Overwrite, Resume, Sets, observed, percent, say
+from ehrsequencing.cli.common import ConfigFile, MirrorNames, Overwrite, Resume, Sets, observed, percent, say
 
 
 def pretrain(
@@ -20,6 +20,7 @@ def pretrain(
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")] = None,
+    mirrors: MirrorNames = None,
     config: ConfigFile = None,
     set_: Sets = None,
     resume: Resume = False,
@@ -39,6 +40,7 @@ def pretrain(
             "optim.lr": lr,
             "loop.seed": seed,
             "loop.device": device,
+            "loop.mirrors": mirrors,
         },
     )
     from ehrsequencing.tracking.report import write_report

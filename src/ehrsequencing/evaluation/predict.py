@@ -14,11 +14,13 @@ from ehrsequencing.data.labels import trained_categories
 from ehrsequencing.data.rules import refuse_other_rules
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
-from ehrsequencing.errors import RunError
-from ehrsequencing.models.behrt import BEHRTForSequenceClassification
+from ehrsequencing.errors import CheckpointError, RunError
+from ehrsequencing.io import read_json
+from ehrsequencing.models.architectures import classifier_class
+from ehrsequencing.models.classification import SequenceClassifier
 
 
-def load_classifier(run: str | Path, store: TokenStore) -> BEHRTForSequenceClassification:
+def load_classifier(run: str | Path, store: TokenStore) -> SequenceClassifier:
     """The trained classifier of a fine-tuning run, in eval mode.
 
     Raises:
@@ -29,15 +31,13 @@ def load_classifier(run: str | Path, store: TokenStore) -> BEHRTForSequenceClass
     if not folder.is_dir():
         raise RunError(f"{run} holds no trained model", expected=str(folder), remedy="finish `ehrseq finetune` first")
     refuse_other_rules(store.path, folder)
-    model = BEHRTForSequenceClassification.from_pretrained(folder, vocabulary_hash=store.vocabulary.hash)
-    fresh = set(model.state_dict()) - set(model.pretrained_parameters)
-    if fresh:
+    architecture = str(read_json(folder / "config.json", CheckpointError).get("architecture"))
+    kind = classifier_class(architecture)
+    if kind is None:
         raise RunError(
-            f"{run} is not a classifier",
-            got=f"no trained {sorted(fresh)[0]}",
-            remedy="name a folder that `ehrseq finetune` wrote",
+            f"{run} is not a classifier", got=architecture, remedy="name a folder that `ehrseq finetune` wrote"
         )
-    return model.eval()
+    return kind.from_pretrained(folder, vocabulary_hash=store.vocabulary.hash).eval()
 
 
 def check_categories(run: str | Path, categories: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ def check_categories(run: str | Path, categories: Sequence[str]) -> None:
 
 @torch.inference_mode()
 def predict(
-    model: BEHRTForSequenceClassification,
+    model: SequenceClassifier,
     store: TokenStore,
     split: str,
     examples: Examples,

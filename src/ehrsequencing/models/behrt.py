@@ -7,13 +7,14 @@ normalises before each sublayer (Xiong et al. 2020, arXiv:2002.04745), which tra
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Unpack
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ehrsequencing.errors import AdapterError, ConfigError, ShapeError
+from ehrsequencing.models.classification import ModelOutput, SequenceClassifier, binary_loss
 from ehrsequencing.models.configuration import BEHRTConfig
 from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.embeddings import CONTEXT_STD_SHARE, BEHRTEmbedding, code_std
@@ -33,13 +34,6 @@ __all__ = [
 ]
 
 
-class ModelOutput(NamedTuple):
-    """What a head returns; `loss` is None without labels."""
-
-    logits: Tensor
-    loss: Tensor | None
-
-
 class BEHRT(PretrainedModel):
     """The encoder without a head.
 
@@ -49,6 +43,9 @@ class BEHRT(PretrainedModel):
     >>> tuple(model(codes, ages, visit_ids, mask).shape)
     (2, 7, 128)
     """
+
+    config: BEHRTConfig
+    config_class = BEHRTConfig
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
@@ -121,6 +118,9 @@ class VocabularyHead(nn.Module):
 
 class BEHRTHead(PretrainedModel):
     """What all heads share: the encoder as `behrt`, and input in one form."""
+
+    config: BEHRTConfig
+    config_class = BEHRTConfig
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
@@ -312,7 +312,7 @@ def visit_representations(
     return visit_means(hidden, visit_ids, mask & (codes != config.cls_id), visits)
 
 
-class BEHRTForSequenceClassification(BEHRTHead):
+class BEHRTForSequenceClassification(BEHRTHead, SequenceClassifier):
     """One decision per sequence.
 
     Args:
@@ -327,24 +327,12 @@ class BEHRTForSequenceClassification(BEHRTHead):
 
     def __init__(self, config: BEHRTConfig, num_labels: int = 1, problem_type: str | None = None) -> None:
         super().__init__(config)
-        if problem_type is None:
-            problem_type = "binary" if num_labels == 1 else "single_label"
-        fits = {"binary": num_labels == 1, "single_label": num_labels > 1, "multi_label": num_labels > 0}
-        if not fits.get(problem_type, False):
-            raise ConfigError(
-                "problem_type and num_labels",
-                got=f"{problem_type} with {num_labels}",
-                expected="binary with 1, single_label with 2 or more, or multi_label with 1 or more",
-            )
-        self.num_labels, self.problem_type = num_labels, problem_type
+        self.decide(num_labels, problem_type)
         self.pooling = Pooling(config.hidden_dim, config.pooling)
         self.dropout = Dropout(config.dropout)
         self.classifier = nn.Linear(config.hidden_dim, num_labels)
         initialise(self.pooling)
         initialise(self.classifier)
-
-    def head_options(self) -> dict[str, Any]:
-        return {"num_labels": self.num_labels, "problem_type": self.problem_type}
 
     def forward(
         self,
@@ -365,26 +353,8 @@ class BEHRTForSequenceClassification(BEHRTHead):
         Returns:
             logits Float [batch] for "binary", else [batch, num_labels], and the mean loss in nats.
         """
-        high = self.num_labels - 1 if self.problem_type == "single_label" else 1
-        checked = None if labels is None else LabelRange(labels, high)
-        hidden = self.behrt(codes, ages, visit_ids, mask, label_range=checked, **optional)
-        logits = self.classifier(self.dropout(self.pooling(hidden, mask, visit_ids)))
-        if self.problem_type == "binary":
-            logits = logits.squeeze(-1)
-        if labels is None:
-            return ModelOutput(logits, None)
-        if self.problem_type != "single_label":
-            return ModelOutput(logits, binary_loss(logits, labels))
-        if labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
-            raise ShapeError("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({len(logits)},)")
-        return ModelOutput(logits, F.cross_entropy(logits.float(), labels))
-
-
-def binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy in nats, computed in float32 whatever the logits' type."""
-    if labels.shape != logits.shape:
-        raise ShapeError("labels", tuple(labels.shape), tuple(logits.shape))
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        hidden = self.behrt(codes, ages, visit_ids, mask, label_range=self.label_range(labels), **optional)
+        return self.decided(self.classifier(self.dropout(self.pooling(hidden, mask, visit_ids))), labels)
 
 
 def initialise(module: nn.Module) -> None:

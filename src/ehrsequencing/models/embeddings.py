@@ -8,7 +8,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.configuration import BEHRTConfig, SequenceConfig
 from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.inputs import OptionalInputs
 
@@ -158,23 +158,26 @@ class ValueEmbedding(nn.Module):
 class BEHRTEmbedding(nn.Module):
     """Sum of all embeddings that the configuration asks for, normalised, then mapped to the hidden width.
 
+    Visits and positions are embedded for a BEHRT alone: a model that reads visit by visit knows their order.
+
     Forward: codes, ages, visit_ids Long [batch, length] and `OptionalInputs` where configured -> Float [batch, length,
     hidden_dim].
 
     Source: Li et al. 2020, BEHRT, doi:10.1038/s41598-020-62922-y (codes, ages, visit segments and positions summed).
     """
 
-    def __init__(self, config: BEHRTConfig) -> None:
+    def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
         width = config.embedding_dim
         self.code = nn.Embedding(config.vocab_size, width)
         self.age = AgeEmbedding(width, config.max_age) if config.age == "years" else None
         self.age_years = Time2Vec(width) if config.age == "continuous" else None
-        self.visit = VisitEmbedding(width, config.max_visits)
+        position = config.position if isinstance(config, BEHRTConfig) else "none"
+        self.visit = VisitEmbedding(width, config.max_visits) if isinstance(config, BEHRTConfig) else None
         self.position: PositionalEmbedding | SinusoidalPositionalEncoding | None = None
-        if config.position == "learned":
+        if position == "learned":
             self.position = PositionalEmbedding(width, config.max_length)
-        elif config.position == "sinusoidal":
+        elif position == "sinusoidal":
             self.position = SinusoidalPositionalEncoding(width, config.max_length)
         self.kind = nn.Embedding(config.num_kinds + 1, width) if config.num_kinds else None
         self.time = TimeEmbedding(width) if config.time_embedding else None
@@ -195,7 +198,8 @@ class BEHRTEmbedding(nn.Module):
         total = self.code(codes)
         if self.age is not None:
             total = total + self.age(ages)
-        total = total + self.visit(visit_ids)
+        if self.visit is not None:
+            total = total + self.visit(visit_ids)
         if self.position is not None:
             total = total + self.position(codes.shape[1])
         for embed, given in (

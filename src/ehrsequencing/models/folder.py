@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ehrsequencing.errors import AdapterError, CheckpointError, ConfigError, VocabularyMismatchError
 from ehrsequencing.io import Mark, atomic_directory, hash_bytes, hash_file, read_json, versions
-from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.configuration import SequenceConfig
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 MARK = Mark(CONFIG_FILE, "weights_hash", "a model folder")
@@ -59,8 +59,9 @@ class PretrainedModel(nn.Module):
     """
 
     architectures: ClassVar[dict[str, type[PretrainedModel]]] = {}
+    config_class: ClassVar[type[SequenceConfig]]
 
-    def __init__(self, config: BEHRTConfig) -> None:
+    def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
         self.config = config
         self.pretrained_parameters: set[str] = set()
@@ -141,7 +142,7 @@ class PretrainedModel(nn.Module):
                 shape (`dropout`, `pooling`, ...).
 
         Raises:
-            CheckpointError: a file is missing or damaged, or does not fit the architecture.
+            CheckpointError: a file is missing or damaged, or does not fit the architecture, or is of another family.
             VocabularyMismatchError: the folder was written with another vocabulary.
             ConfigError: an override is unknown.
         """
@@ -154,11 +155,19 @@ class PretrainedModel(nn.Module):
                 expected=manifest["vocabulary_hash"],
                 remedy="prepare the store with --vocabulary this model",
             )
+        family = PretrainedModel.architectures[manifest["architecture"]].config_class
+        if family is not cls.config_class:
+            raise CheckpointError(
+                f"{folder} holds a model of another family",
+                got=manifest["architecture"],
+                expected=f"one of the {cls.config_class.family} family",
+                remedy="name the folder of such a model",
+            )
         same = manifest["architecture"] == cls.__name__
         options = dict(manifest["head"]) if same else {}
         config_options = {name: value for name, value in overrides.items() if name in manifest["config"]}
         options.update({name: value for name, value in overrides.items() if name not in config_options})
-        config = BEHRTConfig.from_dict({**manifest["config"], **config_options})
+        config = cls.config_class.from_dict({**manifest["config"], **config_options})
         try:
             model = cls(config, **options)
         except TypeError:

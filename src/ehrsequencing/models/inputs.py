@@ -1,4 +1,4 @@
-"""What a BEHRT accepts: shapes, types and ranges, checked at the cost of one transfer from the device."""
+"""What a model accepts: shapes, types and ranges, checked at the cost of one transfer from the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ehrsequencing.errors import ConfigError, ShapeError
-from ehrsequencing.models.configuration import BEHRTConfig
+from ehrsequencing.models.configuration import SequenceConfig
 
 
 class OptionalInputs(TypedDict, total=False):
@@ -62,7 +62,7 @@ class LabelRange:
 
 
 def check_inputs(
-    config: BEHRTConfig,
+    config: SequenceConfig,
     codes: Tensor,
     ages: Tensor,
     visit_ids: Tensor,
@@ -71,7 +71,7 @@ def check_inputs(
     optional: OptionalInputs,
     labels: LabelRange | None,
 ) -> bool:
-    """Check what `BEHRT.forward` was given; returns whether there is padding.
+    """Check what the model's `forward` was given; returns whether there is padding.
 
     Args:
         optional: Further inputs; what is absent counts as None.
@@ -85,7 +85,9 @@ def check_inputs(
         if (given.get(name) is not None) != wanted:
             got, expected = ("none", "an input") if wanted else ("an input", "none")
             raise ConfigError(
-                f"{name} of a BEHRT model whose {option} is {getattr(config, option)}", got=got, expected=expected
+                f"{name} of a {config.family} model whose {option} is {getattr(config, option)}",
+                got=got,
+                expected=expected,
             )
     if codes.ndim != 2 or codes.numel() == 0 or codes.shape[1] > config.max_length:
         raise ShapeError("codes", tuple(codes.shape), f"[batch, length], length 1 to {config.max_length}")

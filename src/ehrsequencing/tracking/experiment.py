@@ -18,6 +18,7 @@ from ehrsequencing.errors import CheckpointError, ConfigError, MetricError, RunE
 from ehrsequencing.io import atomic_path, read_json, versions, write_json, write_text
 from ehrsequencing.tracking import rundir
 from ehrsequencing.tracking.checkpoints import checkpoint_epoch, load_checkpoint, save_together
+from ehrsequencing.tracking.mirrors import Mirrors, check_mirrors
 from ehrsequencing.tracking.summary import check_metrics
 from ehrsequencing.tracking.text import summary_text
 from ehrsequencing.tracking.values import number, plain
@@ -25,7 +26,18 @@ from ehrsequencing.tracking.values import number, plain
 logger = logging.getLogger(__name__)
 
 STATUSES = ("running", "completed", "failed", "interrupted", "early_stopped")
-_RESERVED = ("experiment_name", "status", "created", "ended", "seconds", "error", "best_epoch", "resumed", "non_finite")
+_RESERVED = (
+    "experiment_name",
+    "status",
+    "created",
+    "ended",
+    "seconds",
+    "error",
+    "best_epoch",
+    "resumed",
+    "non_finite",
+    "mirrors",
+)
 
 History = dict[str, list[dict[str, Any]]]
 
@@ -42,9 +54,10 @@ class ExperimentTracker:
         exist_ok: Discard an earlier run of this name and start anew (`--overwrite`); files that no run writes stay.
         resume: Continue an earlier run. `previous_status` then says how it ended: "running" means that its process
             was killed before it could say anything.
+        mirrors: Copies for other tools, as `Mirrors` names them; a run that goes on keeps those it had.
 
     Raises:
-        ConfigError: the name is no plain folder name, or both `exist_ok` and `resume` are given.
+        ConfigError: the name is no plain folder name, both `exist_ok` and `resume` are given, or as `check_mirrors`.
         RunError: the directory is not empty and neither option is given, `resume` finds no run, `exist_ok` finds
             something that is no run, or another process is writing there.
     """
@@ -56,8 +69,10 @@ class ExperimentTracker:
         *,
         exist_ok: bool = False,
         resume: bool = False,
+        mirrors: Sequence[str] = (),
     ) -> None:
         rundir.refuse_name(experiment_name)
+        check_mirrors(mirrors)
         if exist_ok and resume:
             raise ConfigError("a run cannot be both resumed and overwritten", remedy="give one of the two")
         self.experiment_name = experiment_name
@@ -94,6 +109,11 @@ class ExperimentTracker:
         self._write_metadata()
         for folder in (self.checkpoint_dir, self.plot_dir, self.log_dir):
             folder.mkdir(exist_ok=True)
+        earlier = self._metadata.get("mirrors", {})
+        self._mirrors = Mirrors(mirrors, self.run_dir, earlier, self._last_epoch() if earlier else -1)
+        if self._mirrors.state:
+            self._metadata["mirrors"] = self._mirrors.state
+            self._write_metadata()
 
     @property
     def status(self) -> str:
@@ -117,6 +137,7 @@ class ExperimentTracker:
             ConfigError: a value is NaN or infinite, or no JSON value.
         """
         self._hyperparameters |= plain(hyperparameters, "hyperparameters")
+        self._mirrors.hyperparameters(self._hyperparameters)
         write_json(self.run_dir / "hyperparameters.json", self._hyperparameters)
 
     def log_metadata(self, metadata: Mapping[str, Any]) -> None:
@@ -167,6 +188,7 @@ class ExperimentTracker:
             self._metadata["non_finite"] = [*self._metadata.get("non_finite", []), *strange]
             self._write_metadata()
         self._write_history()
+        self._mirrors.metrics(values, epoch)
 
     def truncate_history(self, epoch: int) -> None:
         """Drop what was logged after `epoch`, which stays itself; -1 drops everything.
@@ -309,6 +331,7 @@ class ExperimentTracker:
         self._write_metadata()
         if status != "running":
             self._write_summary_text()
+            self._mirrors.close(status)
 
     def save_summary(
         self,
@@ -390,6 +413,11 @@ class ExperimentTracker:
             with atomic_path(latest) as temporary:
                 shutil.copyfile(best, temporary)
         self._metadata["best_epoch"] = best_epoch
+
+    def _last_epoch(self) -> int:
+        """Of the checkpoint that a resumption starts from; -1 without one."""
+        epoch = checkpoint_epoch(self.checkpoint_dir / "latest.pt")
+        return -1 if epoch is None else epoch
 
     @property
     def _seconds_before(self) -> float:

@@ -102,8 +102,10 @@ def confusion_plot(path: Path, counts: np.ndarray, class_names: Sequence[str]) -
     _save(figure, path)
 
 
-def size_plot(path: Path, points: Mapping[str, tuple[int, Mapping[str, Any]]], label: str, title: str) -> None:
-    """Draw each model's metric with its interval against its trained parameters on a logarithmic axis."""
+def against_plot(
+    path: Path, points: Mapping[str, tuple[float, Mapping[str, Any]]], axis: str, label: str, title: str
+) -> None:
+    """Draw each model's metric with its interval against its size or time on a logarithmic axis."""
     figure, axes = _figure(7, 4.2)
     for index, (name, (size, entry)) in enumerate(points.items()):
         colour = COLOURS[index % len(COLOURS)]
@@ -113,8 +115,34 @@ def size_plot(path: Path, points: Mapping[str, tuple[int, Mapping[str, Any]]], l
         axes.annotate(_plain_text(name), (size, entry["value"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.15)
-    axes.set(xlabel="Trained parameters (logarithmic)", ylabel=_plain_text(label))
+    axes.set(xlabel=axis, ylabel=_plain_text(label))
     axes.set_title(_plain_text(title), loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+def efficiency_plot(
+    path: Path, curves: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], label: str, title: str
+) -> None:
+    """Draw each model's metric with its interval against the share of labels, on a logarithmic axis."""
+    figure, axes = _figure(7.5, 4.6)
+    shares = sorted({share for points in curves.values() for share, _ in points})
+    for index, (name, points) in enumerate((name, points) for name, points in curves.items() if points):
+        colour, dashed = COLOURS[index % len(COLOURS)], "-" if index < len(COLOURS) else "--"
+        # Side by side, so that intervals at one share can be told apart.
+        places = [share * 1.03 ** (index - len(curves) / 2) for share, _ in points]
+        values = [entry["value"] for _, entry in points]
+        axes.plot(places, values, dashed, color=colour, marker="o", ms=3, lw=1.2, label=_plain_text(name))
+        lows = [entry.get("low", entry["value"]) for _, entry in points]
+        highs = [entry.get("high", entry["value"]) for _, entry in points]
+        axes.vlines(places, lows, highs, color=colour, lw=0.8, alpha=0.6)
+    axes.set_xscale("log")
+    axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
+    axes.minorticks_off()
+    axes.set(xlabel="Labelled train subjects (logarithmic)", ylabel=_plain_text(label))
+    axes.set_title(_plain_text(title), loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
     _save(figure, path)

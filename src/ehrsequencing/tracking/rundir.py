@@ -18,7 +18,7 @@ FILES = (
     "report.html",
     "doctor.json",
 )
-FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "predictions", "arms")
+FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "predictions", "arms", "tensorboard")
 LOCK = ".lock"
 
 

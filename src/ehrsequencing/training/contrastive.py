@@ -10,22 +10,28 @@ from torch import Tensor
 
 from ehrsequencing.config import ContrastiveOptions
 from ehrsequencing.data.batching import Batch, BatchSource
+from ehrsequencing.errors import DataError
 from ehrsequencing.objectives.contrastive import info_nce, info_nce_statistics, similarities
 from ehrsequencing.objectives.mlm import hashed_uniform
 from ehrsequencing.training.next_visit import nothing
 from ehrsequencing.training.plans import FIXED_EPOCH, Totals, fixed_batches, ratio_interval
 from ehrsequencing.training.segments import segment
 
-_CUT = 4
-"""Stream of random numbers that cuts histories in two."""
+_BEGIN, _END = 4, 5
+"""Streams of random numbers that say where the two segments begin and end."""
 TASK = "tuning:contrastive"
 
 
 class ContrastivePlan:
-    """A history is cut between two visits, drawn anew each epoch and fixed for tuning; its halves share no event.
+    """A segment of visits from each half of a history, drawn anew each epoch and fixed for tuning; no event in both.
 
     What tells a subject without being history is left out of both: rows without a date and, unless asked otherwise,
-    ages and calendar, which would match halves as well as a name would.
+    ages and calendar, which would match halves as well as a name would. So would lengths: batches hold histories
+    that are about as long, so that what one segment lacks to that length would name the other. Therefore the two
+    come from either side of the middle and end wherever chance has it, each by itself.
+
+    Raises:
+        DataError: no batch of tuning, or too few subjects of train, with a pair to tell from another.
     """
 
     name = "contrastive"
@@ -36,23 +42,36 @@ class ContrastivePlan:
     ) -> None:
         self.config, self.train, self.tuning, self.options, self.seed = config, train, tuning, options, seed
         self.notes: list[str] = []
+        if not self._chance().sums or len(train.examples) < 2:
+            raise DataError(
+                "no batch of tuning has segments of two subjects, so that none could be mistaken for another",
+                got=f"{len(tuning.examples)} histories of tuning, {len(train.examples)} of train, with two visits",
+                remedy="prepare more subjects, or raise loop.token_budget or loop.max_examples",
+            )
 
-    def halves(self, batch: Batch, epoch: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    def segments(self, batch: Batch, epoch: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Inputs of the earlier and the later segments, and the rows of the batch that have both, Long [subjects]."""
-        last = torch.where(batch.mask, batch.visit_ids, 0).amax(dim=1)
+        dated = batch.mask & (batch.visit_ids > 0)
+        last = torch.where(dated, batch.visit_ids, 0).amax(dim=1)
         several = (last > 1).nonzero()[:, 0]
-        batch, last = batch.rows(several), last[several]
-        draw = hashed_uniform(self.seed, epoch, batch.subject_ids, torch.zeros_like(batch.codes[:, :1]), _CUT)[:, 0]
-        cut = 1 + (draw * (last - 1)).long()
+        batch, dated, last = batch.rows(several), dated[several], last[several]
+        half = dated.long().cumsum(dim=1) * 2 >= dated.sum(dim=1, keepdim=True)
+        # The first visit with which half of the tokens have come; one visit at least is left behind it.
+        middle = torch.where(half & dated, batch.visit_ids, last[:, None]).amin(dim=1)
+        middle = torch.minimum(middle, last - 1)
+        begin, end = (
+            hashed_uniform(self.seed, epoch, batch.subject_ids, torch.zeros_like(batch.codes[:, :1]), stream)[:, 0]
+            for stream in (_BEGIN, _END)
+        )
         shown = {"static": False, "ages": not self.options.hide_ages}
-        earlier = segment(batch, torch.zeros_like(cut), cut, **shown)
-        later = segment(batch, cut, last, **shown)
+        earlier = segment(batch, (begin * middle).long(), middle, **shown)
+        later = segment(batch, middle, last - (end * (last - middle)).long(), **shown)
         names = self.config.input_names
         return {n: earlier[n] for n in names}, {n: later[n] for n in names}, several
 
     def logits(self, model: torch.nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Similarity of all pairs, Float [subjects, subjects], and the subjects' rows of the batch."""
-        earlier, later, rows = self.halves(batch, epoch)
+        earlier, later, rows = self.segments(batch, epoch)
         if len(rows) < 2:
             return torch.zeros(0, 0), rows[:0]
         pair = model(**earlier).logits, model(**later).logits
@@ -93,12 +112,15 @@ class ContrastivePlan:
 
     def floors(self) -> dict[str, dict[str, float]]:
         """Guessing among the subjects of each tuning batch."""
+        return {"chance": self._chance().rates()}
+
+    def _chance(self) -> Totals:
         totals = Totals()
         for batch in self.tuning.fixed():
-            subjects = len(self.halves(batch, FIXED_EPOCH)[2])
+            subjects = int((torch.where(batch.mask, batch.visit_ids, 0).amax(dim=1) > 1).sum())
             if subjects > 1:
                 totals.add({"loss_sum": subjects * float(np.log(subjects)), "correct": 1.0, "count": subjects})
-        return {"chance": totals.rates()}
+        return totals
 
     def floor_entries(self, floor: dict[str, float]) -> dict[str, dict[str, Any]]:
         return {
@@ -108,7 +130,4 @@ class ContrastivePlan:
 
     def caveats(self) -> list[str]:
         hidden = "ages, calendar and rows without a date are" if self.options.hide_ages else "rows without a date are"
-        return [
-            "A segment is to be found among the segments of its batch, whose histories are about as long; "
-            f"{hidden} hidden."
-        ]
+        return [f"A segment is to be found among the segments of its batch; {hidden} hidden."]

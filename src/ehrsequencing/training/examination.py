@@ -36,8 +36,8 @@ def examine(model: PretrainedModel, plan: Judged, device: torch.device) -> dict[
 
     Returns:
         parameters: as `parameter_report`, the long lists of names left out. embeddings: `geometry` of the codes that
-        the histories hold. representations: `geometry` of the mean hidden state of each history, of a transformer. heads:
-        `head_outputs` by layer. adapters: `adapter_effects`; absent without adapters.
+        the histories hold. representations: `geometry` of the mean hidden state of each history (transformers).
+        heads: `head_outputs` by layer. adapters: `adapter_effects`; absent without adapters.
     """
     trained = model.training
     model.eval()

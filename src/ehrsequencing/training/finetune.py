@@ -21,6 +21,7 @@ from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import CheckpointError, ConfigError
 from ehrsequencing.io import hash_bytes, read_json
 from ehrsequencing.models.behrt import BEHRTForSequenceClassification
+from ehrsequencing.models.classification import SequenceClassifier
 from ehrsequencing.models.lora import (
     apply_lora_to_behrt,
     count_parameters,
@@ -49,7 +50,7 @@ from ehrsequencing.training.runs import (
     finished_summary,
     flow_section,
     load_base,
-    model_config,
+    new_classifier,
     open_run,
     parameter_section,
     plan_start,
@@ -72,7 +73,7 @@ def finetune(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a BEHRT on a binary or a multi-label task.
+    """Fine-tune a BEHRT, or train another architecture from scratch, on a binary or a multi-label task.
 
     Args:
         store_path: Token store.
@@ -96,18 +97,7 @@ def finetune(
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
     observer = observer or Observer()
-    if config.method in ("full", "probe") and from_run is None:
-        raise ConfigError(
-            f"--method {config.method} starts from a pretrained run",
-            got="no --from",
-            remedy="pass --from RUN, or --method scratch",
-        )
-    if config.method == "scratch" and from_run is not None:
-        raise ConfigError(
-            "--method scratch starts from nothing",
-            got=f"--from {from_run}",
-            remedy="leave out --from, or --method full",
-        )
+    _check_base(config, from_run)
     refuse_in_data(out, store_path, labels_path)
     store = TokenStore.open(store_path).verify()
     labels, manifest = read_labels(labels_path)
@@ -119,6 +109,7 @@ def finetune(
         Path(out), config, resume=resume, overwrite=overwrite, from_run=Path(from_run) if from_run else None
     )
     config = start.config
+    _check_base(config, from_run)
     audited = audit(store, labels, manifest, accept=config.accept)
     audited.raise_errors()
     notes += audited.notes()
@@ -156,6 +147,7 @@ def finetune(
         "kind": "finetune",
         "task": task,
         "method": config.method,
+        "architecture": config.architecture,
         "store": str(store.path.resolve()),
         "store_fingerprint": store.fingerprint,
         "labels": str(Path(labels_path).resolve()),
@@ -201,7 +193,7 @@ def finetune(
         plain = merge_lora(model) if adapted else model
         files = store_files(store) | ({CATEGORIES_FILE: _categories_file(categories)} if categories else {})
         plain.save_pretrained(tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=files)
-        name = f"behrt-{size_name(model.config)}-{config.method}"
+        name = f"{config.architecture}-{size_name(model.config, config.architecture)}-{config.method}"
         metrics = {
             name: {
                 f"tuning:{task}/{metric}": {
@@ -245,6 +237,23 @@ def finetune(
         return read_json(tracker.run_dir / "summary.json")
 
 
+def _check_base(config: FinetuneConfig, from_run: str | Path | None) -> None:
+    """The method starts from a base or from nothing, and the base must be there or not accordingly."""
+    if config.method in ("full", "probe") and from_run is None:
+        raise ConfigError(
+            f"--method {config.method} starts from a pretrained run",
+            got="no --from",
+            remedy="pass --from RUN, or --method scratch",
+        )
+    if config.method == "scratch" and from_run is not None:
+        other = "--method full" if config.architecture == "behrt" else "--model behrt"
+        raise ConfigError(
+            f"--model {config.architecture} --method scratch starts from nothing",
+            got=f"--from {from_run}",
+            remedy=f"leave out --from, or {other}",
+        )
+
+
 def _prevalence(target: np.ndarray) -> np.ndarray:
     """Share of positives per label, float [labels]; where there are none or all, as of half a row."""
     rows = np.atleast_2d(target.T).T
@@ -257,10 +266,10 @@ def _categories_file(categories: Sequence[str]) -> bytes:
 
 def _build(
     config: FinetuneConfig, base: Path | None, store: TokenStore, categories: Sequence[str]
-) -> BEHRTForSequenceClassification:
+) -> SequenceClassifier:
     head: dict[str, Any] = {"num_labels": len(categories), "problem_type": "multi_label"} if categories else {}
     if base is None:
-        return BEHRTForSequenceClassification(model_config(config.model, len(store.vocabulary)), **head)
+        return new_classifier(config, len(store.vocabulary), **head)
     if _is_classifier(base):
         _check_head(base, categories)
     given = config.model.model_fields_set & (CHANGEABLE | {"pooling"})
@@ -286,7 +295,7 @@ def _is_classifier(folder: Path) -> bool:
     return read_json(folder / "config.json", CheckpointError).get("architecture") == "BEHRTForSequenceClassification"
 
 
-def _adapt(model: BEHRTForSequenceClassification, config: FinetuneConfig) -> BEHRTForSequenceClassification:
+def _adapt(model: SequenceClassifier, config: FinetuneConfig) -> SequenceClassifier:
     if config.method == "probe":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(group_of(name) == "head")

@@ -169,14 +169,14 @@ class NextVisitPlan:
     @torch.no_grad()
     def floors(self) -> dict[str, dict[str, float]]:
         """Cross-entropy and recall of prevalence and of copy-history, counted in train, on the tuning questions."""
-        totals = {"prevalence": Totals(), "copy": Totals()}
+        totals = {"prevalence": Totals(), "copy-history": Totals()}
         for batch in self.tuning.fixed():
             visits = self.questions(batch, FIXED_EPOCH)
             if not len(visits):
                 continue
             seen, target = self._known(batch, visits)
             totals["prevalence"].add(_sums(self._rates.prevalence.expand(len(target), -1), target))
-            totals["copy"].add(_sums(self._rates.after(seen), target))
+            totals["copy-history"].add(_sums(self._rates.after(seen), target))
         return {name: _rates(total) for name, total in totals.items()}
 
     def floor_entries(self, floor: dict[str, float]) -> dict[str, dict[str, Any]]:

@@ -169,13 +169,22 @@ def _tte(
     model: BEHRTHead, train: BatchSource, tuning: BatchSource, vocabulary: Vocabulary, config: PretrainConfig
 ) -> TimeToEventPlan:
     if not isinstance(model, BEHRTForTimeToEvent) or model.config.attention != "visit_causal":
+        given = "attention" in config.model.model_fields_set
         raise ConfigError(
             "objective tte predicts from every visit",
             got=f"a model whose attention is {model.config.attention}",
             expected="visit_causal",
-            remedy="leave model.attention out, or pretrain the base with model.attention=visit_causal",
+            remedy="leave model.attention out" if given else "pretrain the base with model.attention=visit_causal",
         )
-    return TimeToEventPlan(model, train, tuning, timed_codes(vocabulary, config.tte.codes))
+    codes = timed_codes(vocabulary, config.tte.codes)
+    if "tasks.weight" in model.pretrained_parameters and model.asked.tolist() != list(codes):
+        # The base's columns would be read as other codes.
+        raise ConfigError(
+            "the base times other codes than this store's most frequent ones",
+            got=f"{len(set(model.asked.tolist()) - set(codes)):,} that are not among these",
+            remedy="start from a base of another objective, or from none",
+        )
+    return TimeToEventPlan(model, train, tuning, codes)
 
 
 def _tte_head(config: PretrainConfig, vocabulary: Vocabulary) -> dict[str, Any]:

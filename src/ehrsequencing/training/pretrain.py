@@ -147,6 +147,7 @@ def pretrain(
 
 
 FLOOR_NAMES = {"uniform": "uniform over used codes", "copy": "copy from own other codes"}
+"""Of masked codes; other objectives name theirs in full."""
 
 
 def _floor_line(floors: dict[str, dict[str, float]]) -> str:

@@ -23,8 +23,11 @@ from ehrsequencing.data.vocabulary import Vocabulary
 from ehrsequencing.diagnostics.doctor import write_diagnosis
 from ehrsequencing.errors import CheckpointError, ConfigError, RunError
 from ehrsequencing.io import hash_bytes, read_json
+from ehrsequencing.models.architectures import ARCHITECTURES
 from ehrsequencing.models.behrt import BEHRTConfig, BEHRTHead
-from ehrsequencing.models.folder import tensors_hash
+from ehrsequencing.models.classification import SequenceClassifier
+from ehrsequencing.models.configuration import SequenceConfig
+from ehrsequencing.models.folder import PretrainedModel, tensors_hash
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.rundir import refuse_existing
 from ehrsequencing.training.callbacks import Observer
@@ -33,6 +36,11 @@ from ehrsequencing.training.device import resolve_loop
 Model = TypeVar("Model", bound=BEHRTHead)
 CHANGEABLE = {"dropout", "attention_dropout"}
 """Options of the architecture that change no weight, so that they may differ from the base's."""
+AS_NAMED = {
+    "max_length", "dropout", "attention_dropout", "attention", "position", "age", "separators", "activation", "norm",
+    "pooling",
+}  # fmt: skip
+"""Options of the architecture that a built model has under the same name, where it has them at all."""
 RunConfig = TypeVar("RunConfig", PretrainConfig, FinetuneConfig)
 
 
@@ -42,26 +50,40 @@ def model_config(options: ModelOptions, vocab_size: int, *, causal: bool = False
     Args:
         causal: Whether the objective predicts from every visit in one pass.
     """
-    decided = options.resolved(causal=causal)
     preset = {"small": BEHRTConfig.small, "medium": BEHRTConfig.medium, "large": BEHRTConfig.large}[options.size]
-    return preset(
-        vocab_size=vocab_size,
-        max_length=options.max_length,
-        dropout=options.dropout,
-        attention_dropout=options.attention_dropout,
-        position=options.position,
-        age=options.age,
-        num_kinds=len(KINDS) if options.kinds else 0,
-        calendar_embedding=options.calendar,
-        use_values=options.values,
-        separators=options.separators,
-        activation=options.activation,
-        norm=options.norm,
-        pooling=options.pooling,
-        attention=decided.attention,
-        time_embedding=bool(decided.times),
-        gap_embedding=bool(decided.gaps),
-    )
+    return preset(vocab_size=vocab_size, **_architecture_options(options, causal=causal))
+
+
+def _architecture_options(options: ModelOptions, *, causal: bool) -> dict[str, Any]:
+    decided = options.resolved(causal=causal)
+    return {
+        "max_length": options.max_length,
+        "dropout": options.dropout,
+        "attention_dropout": options.attention_dropout,
+        "position": options.position,
+        "age": options.age,
+        "num_kinds": len(KINDS) if options.kinds else 0,
+        "calendar_embedding": options.calendar,
+        "use_values": options.values,
+        "separators": options.separators,
+        "activation": options.activation,
+        "norm": options.norm,
+        "pooling": options.pooling,
+        "attention": decided.attention,
+        "time_embedding": bool(decided.times),
+        "gap_embedding": bool(decided.gaps),
+    }
+
+
+def new_classifier(config: FinetuneConfig, vocab_size: int, **head: Any) -> SequenceClassifier:
+    """A classifier of the run's architecture with fresh weights.
+
+    Args:
+        head: Options of its head.
+    """
+    options = _architecture_options(config.model, causal=False)
+    chosen = ARCHITECTURES[config.architecture]
+    return chosen.model(chosen.configuration(config.model.size, vocab_size, **options), **head)
 
 
 @dataclass(frozen=True)
@@ -126,27 +148,18 @@ def plan_start(
     return Start(out, requested, read_config(type(requested), out / "config.toml"), True, False)
 
 
-def as_built(start: Start[RunConfig], built: BEHRTConfig) -> Start[RunConfig]:
+def as_built(start: Start[RunConfig], built: SequenceConfig) -> Start[RunConfig]:
     """The run with the architecture that its model has in place of what the options left open or its base decided."""
     presets = get_args(ModelOptions.model_fields["size"].annotation)
     options = start.config.model.model_dump() | {
-        "max_length": built.max_length,
-        "dropout": built.dropout,
-        "attention_dropout": built.attention_dropout,
-        "attention": built.attention,
-        "position": built.position,
-        "age": built.age,
+        **{name: getattr(built, name) for name in AS_NAMED if hasattr(built, name)},
         "kinds": built.num_kinds > 0,
         "times": built.time_embedding,
         "gaps": built.gap_embedding,
         "calendar": built.calendar_embedding,
         "values": built.use_values,
-        "separators": built.separators,
-        "activation": built.activation,
-        "norm": built.norm,
-        "pooling": built.pooling,
     }
-    if (name := size_name(built)) in presets:
+    if (name := size_name(built, getattr(start.config, "architecture", "behrt"))) in presets:
         options["size"] = name
     return replace(start, config=start.config.model_copy(update={"model": ModelOptions(**options)}))
 
@@ -187,12 +200,14 @@ def finished_summary(start: Start[RunConfig]) -> dict[str, Any] | None:
 def open_run(start: Start[RunConfig], identity: Mapping[str, str], facts: Mapping[str, Any]) -> ExperimentTracker:
     """Make or reopen the run directory and write what the run is."""
     out = start.out
-    tracker = ExperimentTracker(out.name, out.parent, resume=start.taken_up, exist_ok=start.overwrite)
+    tracker = ExperimentTracker(
+        out.name, out.parent, resume=start.taken_up, exist_ok=start.overwrite, mirrors=start.config.loop.mirrors
+    )
     if not start.taken_up:
         requested = start.requested.model_dump(mode="json", exclude_unset=True)
         # The metadata last: where it names what was requested, the configuration is there.
         write_config(out / "config.toml", start.config)
-        tracker.log_hyperparameters(start.config.model_dump(mode="json"))
+        tracker.log_hyperparameters(start.config.model_dump(mode="json", exclude=start.config.unused()))
         tracker.log_metadata({"requested": requested, "identity": dict(identity), **facts})
     return tracker
 
@@ -224,26 +239,20 @@ def _differences(asked: Mapping[str, Any], earlier: Mapping[str, Any], prefix: s
     return found
 
 
-def size_name(config: BEHRTConfig) -> str:
+def size_name(config: SequenceConfig, architecture: str = "behrt") -> str:
     """Name of the preset that a model has, or its layers and width."""
-    for name, preset in (("small", BEHRTConfig.small), ("medium", BEHRTConfig.medium), ("large", BEHRTConfig.large)):
-        same = preset(vocab_size=config.vocab_size)
-        if (same.hidden_dim, same.num_layers, same.embedding_dim) == (
-            config.hidden_dim,
-            config.num_layers,
-            config.embedding_dim,
-        ):
-            return name
-    return f"{config.num_layers}x{config.hidden_dim}"
+    return ARCHITECTURES[architecture].size_name(config)
 
 
 def config_hash(config: BaseModel) -> str:
     """Identity of a resolved configuration, leaving out what cannot change the result."""
-    return hash_bytes(config.model_dump_json(exclude={"accept": True, "loop": {"checkpoint_seconds"}}).encode())
+    return hash_bytes(
+        config.model_dump_json(exclude={"accept": True, "loop": {"checkpoint_seconds", "mirrors"}}).encode()
+    )
 
 
 def batch_source(
-    store: TokenStore, split: str, examples: Examples, loop: LoopOptions, built: BEHRTConfig
+    store: TokenStore, split: str, examples: Examples, loop: LoopOptions, built: SequenceConfig
 ) -> BatchSource:
     """Batches of one split, for a model of this architecture."""
     return BatchSource(
@@ -355,7 +364,7 @@ def load_base(kind: type[Model], folder: Path, store: TokenStore, **overrides: A
     return kind.from_pretrained(folder, vocabulary_hash=store.vocabulary.hash, **overrides)
 
 
-def base_hash(model: BEHRTHead) -> str:
+def base_hash(model: PretrainedModel) -> str:
     """Hash of what came from the base; a fresh head is drawn from the seed and is no part of it."""
     return tensors_hash({name: model.state_dict()[name] for name in model.pretrained_parameters})
 

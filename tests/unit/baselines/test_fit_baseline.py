@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 
 from ehrsequencing.baselines import linear, trees
-from ehrsequencing.baselines.models import BASELINES, BUDGET, SHORT_BUDGET, fit_baseline
+from ehrsequencing.baselines.models import BASELINES, BUDGET, EQUAL_BUDGET, SHORT_BUDGET, fit_baseline
 from ehrsequencing.errors import ConfigError, LabelError, ShapeError
 from ehrsequencing.evaluation.metrics import auroc, log_loss
 
@@ -72,17 +72,21 @@ def test_every_model_is_given_the_same_number_of_settings(problem, fitted, name)
     ]
     assert len(options) == len({str(row) for row in options}) == BUDGET
     assert {row["class_weight"] for row in options} == {None, "balanced"}
-    if name != "random_forest":
-        assert len(fit_baseline(name, X, y, X_tuning, y_tuning, short=True).tuning) == SHORT_BUDGET
+    for budget in (EQUAL_BUDGET, SHORT_BUDGET):
+        tried = fit_baseline(name, X, y, X_tuning, y_tuning, budget=budget).tuning
+        assert len(tried) == len({str({k: row.get(k) for k in options[0]}) for row in tried}) == budget
+    with pytest.raises(ConfigError, match="settings of a baseline; got 7; expected 4 or 8 or 12"):
+        fit_baseline(name, X, y, X_tuning, y_tuning, budget=7)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_class_weights_leave_the_mean_probability_at_the_share_of_positives(problem, fitted, name, monkeypatch):
     """Learned on classes of equal weight, and brought back to the odds of train."""
     (X, y), (X_tuning, y_tuning), (held_out, truth) = problem
-    monkeypatch.setattr(linear, "LINEAR_GRID", tuple(row for row in linear.LINEAR_GRID if row[1]))
-    for grid in ("FOREST_GRID", "BOOSTING_GRID"):
-        monkeypatch.setattr(trees, grid, tuple(row for row in getattr(trees, grid) if "class_weight" in row))
+    monkeypatch.setattr(linear, "LINEAR_GRIDS", {12: tuple(row for row in linear.LINEAR_GRIDS[12] if row[1])})
+    for kind in ("FOREST", "BOOSTING"):
+        places = [place for place, row in enumerate(getattr(trees, f"{kind}_GRID")) if "class_weight" in row]
+        monkeypatch.setattr(trees, f"{kind}_PLACES", {12: places})
     weighted = fit_baseline(name, X, y, X_tuning, y_tuning)
     assert weighted.chosen["class_weight"] == "balanced"
     p = weighted.predict(held_out)
