@@ -55,6 +55,10 @@ def same_run(a: Path, b: Path) -> None:
         assert torch.equal(first[name], second[name]), name
     history = [json.loads((run / "logs" / "metrics_history.json").read_text()) for run in (a, b)]
     assert history[0] == history[1]
+    traces = [json.loads((run / "logs" / "trace.json").read_text())["rows"] for run in (a, b)]
+    for row in (*traces[0], *traces[1]):
+        del row["seconds"], row["waiting_seconds"]
+    assert traces[0] == traces[1]
 
 
 def test_pretraining_killed_and_resumed_is_bit_identical(world, tmp_path):

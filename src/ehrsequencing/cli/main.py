@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ehrsequencing import __version__
-from ehrsequencing.cli import benchmark, data, demo, evaluate, finetune, inspect, pretrain, report, runs, task
+from ehrsequencing.cli import benchmark, data, demo, doctor, evaluate, finetune, inspect, pretrain, report, runs, task
 from ehrsequencing.cli.common import exit_codes
 from ehrsequencing.errors import ConfigError
 
@@ -29,6 +29,7 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(benchmark.app, name="benchmark")
+app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
 app.add_typer(runs.app, name="runs")
 

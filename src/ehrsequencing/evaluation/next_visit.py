@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import CheckpointError, RunError
 from ehrsequencing.io import read_json
-from ehrsequencing.models.behrt import BEHRTForNextVisitPrediction, ModelOutput, last_visits
+from ehrsequencing.models.behrt import BEHRTForNextVisitPrediction, ModelOutput
 from ehrsequencing.models.pretraining import BEHRTForJointPretraining
 
 HEADS = {kind.__name__: kind for kind in (BEHRTForNextVisitPrediction, BEHRTForJointPretraining)}
@@ -36,10 +36,7 @@ class NextVisitCategories(nn.Module):
 
     def forward(self, codes: Tensor, ages: Tensor, visit_ids: Tensor, mask: Tensor, **optional: Any) -> ModelOutput:
         """logits Float64 [batch, categories] after each row's last visit, of 1 - product of (1 - p of each token)."""
-        options = dict(self._options)
-        if self.config.attention == "visit_causal":
-            options["visits"] = last_visits(visit_ids, mask)
-        logits = self.model(codes, ages, visit_ids, mask, **optional, **options).logits
+        logits = self.model(codes, ages, visit_ids, mask, **optional, **self._options).logits
         absent = nn.functional.logsigmoid(-logits.double()) @ self._tokens
         probability = -torch.expm1(absent)
         return ModelOutput(torch.logit(probability, eps=1e-12), None)

@@ -197,11 +197,12 @@ class BEHRTForNextVisitPrediction(BEHRTHead):
 
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
-        self.pooling = Pooling(config.hidden_dim, config.pooling)
+        self.pooling = sequence_pooling(config)
         self.head = VocabularyHead(config)
         self.seen = SeenBias(config.vocab_size)
         for part in (self.pooling, self.head):
-            initialise(part)
+            if part is not None:
+                initialise(part)
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -225,7 +226,8 @@ class BEHRTForNextVisitPrediction(BEHRTHead):
             labels: Float [batch, vocab_size] within [0, 1], 1 for each code present; [visits, vocab_size] with
                 `visits`.
             visits: Long [visits, 2], row of the batch and visit id: score what follows each of these visits, from the
-                mean of its tokens. Under visit-causal attention only: otherwise they would have read the answer.
+                mean of its tokens. Under visit-causal attention only: otherwise they would have read the answer. There
+                each row's last visit is asked by default; elsewhere the pooled sequence answers.
 
         Returns:
             logits Float [batch, vocab_size] ([visits, vocab_size]) and the mean binary cross-entropy in nats.
@@ -235,13 +237,36 @@ class BEHRTForNextVisitPrediction(BEHRTHead):
         """
         checked = None if labels is None else LabelRange(labels, 1)
         hidden = self.behrt(codes, ages, visit_ids, mask, label_range=checked, **optional)
-        if visits is None:
-            pooled, visits = self.pooling(hidden, mask, visit_ids), last_visits(visit_ids, mask)
-        else:
-            pooled = visit_representations(self.config, hidden, codes, visit_ids, mask, visits)
+        pooled, visits = asked_states(self.config, self.pooling, hidden, codes, visit_ids, mask, visits)
         logits = self.head(pooled, self.behrt.embeddings.code)
         logits = logits + self.seen(codes, visit_ids, mask, visits, self.config.num_special)
         return ModelOutput(logits, None if labels is None else binary_loss(logits, labels))
+
+
+def sequence_pooling(config: BEHRTConfig) -> Pooling | None:
+    """Pooling of a head of next visits; None under visit-causal attention, where each visit speaks for itself."""
+    return None if config.attention == "visit_causal" else Pooling(config.hidden_dim, config.pooling)
+
+
+def asked_states(
+    config: BEHRTConfig,
+    pooling: Pooling | None,
+    hidden: Tensor,
+    codes: Tensor,
+    visit_ids: Tensor,
+    mask: Tensor,
+    visits: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """States to predict from, Float [visits, hidden_dim], and the visits they stand for, Long [visits, 2].
+
+    Raises:
+        ConfigError: as `visit_representations`.
+    """
+    if visits is None:
+        visits = last_visits(visit_ids, mask)
+        if pooling is not None:
+            return pooling(hidden, mask, visit_ids), visits
+    return visit_representations(config, hidden, codes, visit_ids, mask, visits), visits
 
 
 def last_visits(visit_ids: Tensor, mask: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from ehrsequencing.io import Mark, atomic_directory, hash_bytes, hash_file, read
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 MARK = Mark(CONFIG_FILE, "weights_hash", "a model folder")
 BASE_PREFIX = "behrt."
+UNREAD = ("pooling.score.weight", "pooling.score.bias")
+"""Weights that some heads carried before they had no use for them; where a model has none, a folder's are left out."""
 
 
 def plain_name(name: str) -> str:
@@ -209,6 +211,7 @@ def _load_weights(model: PretrainedModel, weights: dict[str, Tensor], *, same: b
         if to_head:
             weights = {BASE_PREFIX + name: tensor for name, tensor in weights.items()}
     own = model.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if name in own or name not in UNREAD}
     wanted = set(own) if same else {name for name in own if not _has_base(model) or name.startswith(BASE_PREFIX)}
     if set(weights) != wanted:
         odd = sorted(set(weights) ^ wanted)

@@ -12,8 +12,9 @@ from ehrsequencing.models.behrt import (
     ModelOutput,
     SeenBias,
     VocabularyHead,
+    asked_states,
     initialise,
-    last_visits,
+    sequence_pooling,
     visit_representations,
 )
 from ehrsequencing.models.configuration import BEHRTConfig
@@ -36,11 +37,12 @@ class BEHRTForJointPretraining(BEHRTHead):
     def __init__(self, config: BEHRTConfig) -> None:
         super().__init__(config)
         self.head = VocabularyHead(config)
-        self.pooling = Pooling(config.hidden_dim, config.pooling)
+        self.pooling = sequence_pooling(config)
         self.next_head = VocabularyHead(config)
         self.seen = SeenBias(config.vocab_size)
         for part in (self.head, self.pooling, self.next_head):
-            initialise(part)
+            if part is not None:
+                initialise(part)
 
     def forward(
         self,
@@ -68,10 +70,7 @@ class BEHRTForJointPretraining(BEHRTHead):
         hidden = self.behrt(codes, ages, visit_ids, mask, label_range=checked, **optional)
         embedding, following = self.behrt.embeddings.code, None
         if visits is not None or next_visit:
-            if visits is None:
-                pooled, visits = self.pooling(hidden, mask, visit_ids), last_visits(visit_ids, mask)
-            else:
-                pooled = visit_representations(self.config, hidden, codes, visit_ids, mask, visits)
+            pooled, visits = asked_states(self.config, self.pooling, hidden, codes, visit_ids, mask, visits)
             following = self.next_head(pooled, embedding)
             following = following + self.seen(codes, visit_ids, mask, visits, self.config.num_special)
         if next_visit and following is not None:

@@ -206,6 +206,18 @@ class ExperimentTracker:
         self._write_history()
         self._write_metadata()
 
+    def log_trace(self, trace: Mapping[str, Any]) -> None:
+        """Write `logs/trace.json`: what the training notes of itself within epochs."""
+        write_json(self.log_dir / "trace.json", trace)
+
+    def trace(self) -> dict[str, Any]:
+        """Content of `logs/trace.json`; {} while there is none."""
+        return self._read("logs/trace.json")
+
+    def log_examination(self, examination: Mapping[str, Any]) -> None:
+        """Write `logs/examination.json`: what the trained model looks like inside."""
+        write_json(self.log_dir / "examination.json", examination)
+
     def save_state(
         self, state: Mapping[str, Any], *, is_best: bool, lora_state: Mapping[str, Any] | None = None
     ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ehrsequencing.errors import RunError
 from ehrsequencing.io import read_json, write_text
-from ehrsequencing.tracking import figures, html, sections, validation_sections
+from ehrsequencing.tracking import doctor_section, figures, html, sections, validation_sections
 from ehrsequencing.tracking.html import Html, element, join, page
 from ehrsequencing.tracking.report_data import ReportData, read_report_data
 from ehrsequencing.tracking.summary import check_metrics, format_number
@@ -28,8 +28,8 @@ def write_report(run: str | Path) -> Path:
     """Write `report.html` of a run directory and return its path.
 
     Reads `metadata.json`, `summary.json`, `hyperparameters.json`, `logs/metrics_history.json` and
-    `report_data.json`; each may be missing, and what it would show is left out. The page needs no network and runs
-    no script; every string in it is escaped.
+    `report_data.json` and `doctor.json`; each may be missing, and what it would show is left out. The page needs no
+    network and runs no script; every string in it is escaped.
 
     Raises:
         RunError: `run` is no folder, holds none of these files, or one of them is malformed.
@@ -43,9 +43,10 @@ def write_report(run: str | Path) -> Path:
         raise RunError(f"{run} holds no run", expected=f"one of {', '.join(names)}")
     metadata, summary, settings, history = (_read(run / name) for name in names[:4])
     data = read_report_data(run)
+    doctor = _read(run / "doctor.json")
     title = data.title or str(metadata.get("experiment_name") or run.resolve().name)
     path = run / "report.html"
-    write_text(path, page(title, _body(title, metadata, summary, settings, history, data)))
+    write_text(path, page(title, _body(title, metadata, summary, settings, history, data, doctor)))
     return path
 
 
@@ -65,6 +66,7 @@ def _body(
     settings: Mapping[str, Any],
     history: Mapping[str, Any],
     data: ReportData,
+    doctor: Mapping[str, Any],
 ) -> Html:
     metrics = check_metrics(summary.get("metrics") or {})
     summary = {**summary, "metrics": metrics}
@@ -95,6 +97,7 @@ def _body(
         ("variance", "Trainings and subjects", validation_sections.variance(metrics, names)),
         ("unknown", "Unknown codes", validation_sections.unknown_codes(data.unknown)),
         ("confusion", "Confusion matrix", sections.confusion(data.confusion, names)),
+        ("doctor", "Doctor", doctor_section.doctor(doctor)),
         ("parameters", "What was trained", sections.parameters(data.parameters, names)),
         ("cohort", "Cohort", sections.cohort(data.cohort)),
         ("data", "Data", sections.pairs(data.data)),

@@ -16,6 +16,7 @@ FILES = (
     "SUMMARY.txt",
     "report_data.json",
     "report.html",
+    "doctor.json",
 )
 FOLDERS = ("checkpoints", "plots", "logs", "model", "adapter", "predictions", "arms", "tensorboard")
 LOCK = ".lock"

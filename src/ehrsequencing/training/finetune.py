@@ -35,6 +35,7 @@ from ehrsequencing.tasks.audit import audit
 from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.examples import check_origin, labelled_examples
+from ehrsequencing.training.facts import base_overlap, data_facts
 from ehrsequencing.training.loop import Trainer
 from ehrsequencing.training.plans import ClassificationPlan, MultiLabelPlan
 from ehrsequencing.training.runs import (
@@ -45,6 +46,7 @@ from ehrsequencing.training.runs import (
     check_identity,
     config_hash,
     describe_store,
+    diagnosed,
     finished_summary,
     flow_section,
     load_base,
@@ -165,8 +167,10 @@ def finetune(
         "positives": {split: int(np.asarray(examples[split].target).sum()) for split in examples},
         **({"categories": len(categories)} if categories else {}),
         **({"embeddings": placed.applied.to_dict()} if placed is not None else {}),
+        **data_facts(store),
+        **({"base_overlap": base_overlap(store, Path(from_run))} if from_run is not None else {}),
     }
-    with open_run(start, identity, facts) as tracker:
+    with diagnosed(start, observer), open_run(start, identity, facts) as tracker:
         observer.say(
             f"{config.method}: {parameters['trainable']:,} of {parameters['total']:,} parameters train "
             f"({parameters['trainable_percent']:.1f} %), {parameters['lora']:,} of them in adapters"

@@ -21,8 +21,10 @@ from ehrsequencing.models.lora import note_gradients
 from ehrsequencing.tracking.experiment import ExperimentTracker, load_checkpoint
 from ehrsequencing.training.callbacks import EarlyStopping, Observer
 from ehrsequencing.training.device import make_fabric
+from ehrsequencing.training.examination import examine
 from ehrsequencing.training.optim import build_optimizer, lr_factor
 from ehrsequencing.training.plans import Plan, rates
+from ehrsequencing.training.vitals import Vitals, now
 
 CHECKPOINT_FORMAT = 1
 
@@ -91,6 +93,7 @@ class Trainer:
         self.stopping = EarlyStopping(loop.patience)
         self.best: dict[str, float] = {}
         self.sums: dict[str, float] = {}
+        self.vitals = Vitals()
         self._finished = False
 
     def fit(self, *, resume: bool = False) -> FitResult:
@@ -119,6 +122,7 @@ class Trainer:
             self._end_epoch(epoch)
             saved = time.monotonic()
         self._load_best()
+        self.tracker.log_examination(examine(self.bare, self.plan, self.fabric.device))
         return FitResult(
             best_epoch=self.stopping.best_epoch,
             best=self.best,
@@ -128,8 +132,11 @@ class Trainer:
         )
 
     def _train_batch(self, epoch: int, batches: int) -> None:
-        index = self.position.batch
-        batch = self.plan.train.batch(epoch, index).to(self.fabric.device)
+        index, began = self.position.batch, now()
+        batch = self.plan.train.batch(epoch, index)
+        self.vitals.add(examples=len(batch), tokens=int(batch.mask.sum()), cells=batch.mask.numel())
+        batch = batch.to(self.fabric.device)
+        waited = now() - began
         factor = lr_factor((epoch + (index + 1) / batches) / self.loop.epochs, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.lr * factor
@@ -137,6 +144,7 @@ class Trainer:
         value = loss.item()
         if not math.isfinite(value):
             self.tracker.log_metrics({"train_loss": value}, epoch)
+            self.tracker.log_trace(self.vitals.document())
             raise RunError(
                 f"the training loss is not finite at epoch {epoch}, batch {index}",
                 got=value,
@@ -144,14 +152,24 @@ class Trainer:
                 remedy="lower optim.lr tenfold, or use loop.precision=32-true",
             )
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.optim.clip, error_if_nonfinite=False)
+        norm = self.fabric.clip_gradients(
+            self.model, self.optimizer, max_norm=self.optim.clip, error_if_nonfinite=False
+        )
+        if norm is not None:
+            self.vitals.note_norm(norm, self.optim.clip)
         note_gradients(self.bare)
-        self.optimizer.step()
+        with self.vitals.measured(self.bare, self.position.step + 1):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for name, amount in statistics.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(amount)
         self.position.batch += 1
         self.position.step += 1
+        self.vitals.add(steps=1, loss=value, seconds=now() - began, waiting=waited)
+        parts = Vitals.parts(self.loop.epochs)
+        part = index * parts // batches
+        if (index + 1) * parts // batches != part:
+            self.vitals.close(epoch, part, self.position.step, self.optim.lr * factor, self.optim.clip)
         self.observer.step(epoch, index, batches, value)
 
     def _end_epoch(self, epoch: int) -> None:
@@ -181,6 +199,7 @@ class Trainer:
             "stopping": asdict(self.stopping),
             "best": self.best,
             "sums": self.sums,
+            "vitals": self.vitals.state(self.optim.clip),
             "finished": self._finished,
             "gradient_parameters": sorted(self.bare.gradient_parameters),
             "rng": {
@@ -190,6 +209,8 @@ class Trainer:
         }
 
     def _save(self, *, is_best: bool) -> None:
+        # Before the checkpoint: what the trace has beyond it is dropped on resumption, what it lacked would be lost.
+        self.tracker.log_trace(self.vitals.document())
         lora = self.lora_state() if self.lora_state is not None and is_best else None
         self.tracker.save_state(self._state(), is_best=is_best, lora_state=lora)
 
@@ -210,11 +231,18 @@ class Trainer:
                 expected=", ".join(str(state["identity"].get(name))[:16] for name in differing),
                 remedy="resume with the store, labels and base that the run was started with",
             )
+        if odd := sorted(set(state["model"]) ^ set(self.bare.state_dict())):
+            raise CheckpointError(
+                f"{path} holds another model than this version makes",
+                got=f"differing {odd[:2]}",
+                remedy="start the run anew with --overwrite",
+            )
         self.bare.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])
         self.stopping = EarlyStopping(**state["stopping"])
         self.best, self.sums, self._finished = state["best"], state["sums"], state["finished"]
+        self.vitals = Vitals.restored(self.tracker.trace(), state.get("vitals", {}), self.position.step)
         self.bare.gradient_parameters |= set(state["gradient_parameters"])
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if state["rng"]["cuda"] and torch.cuda.is_available():

@@ -16,6 +16,7 @@ from ehrsequencing.models.lora import count_parameters, parameter_report
 from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.code_vectors import code_vector_model
+from ehrsequencing.training.facts import base_overlap, data_facts
 from ehrsequencing.training.loop import FitResult, Trainer
 from ehrsequencing.training.objectives import OBJECTIVES, decided
 from ehrsequencing.training.plans import PretrainPlan
@@ -27,6 +28,7 @@ from ehrsequencing.training.runs import (
     check_identity,
     config_hash,
     describe_store,
+    diagnosed,
     finished_summary,
     load_base,
     model_config,
@@ -125,6 +127,7 @@ def pretrain(
         for split in ("train", "tuning")
     }
     plan = objective.plan(model, sources["train"], sources["tuning"], store.vocabulary, config)
+    floors = plan.floors()
     facts = {
         "kind": "pretrain",
         "store": str(store.path.resolve()),
@@ -134,11 +137,13 @@ def pretrain(
         "parameters": count_parameters(model),
         "padding_share": sources["train"].padding_share(0),
         **({"embeddings": placed.applied.to_dict()} if placed is not None else {}),
+        "floors": floors,
+        **data_facts(store),
+        **({"base_overlap": base_overlap(store, Path(from_run))} if from_run is not None else {}),
     }
-    with open_run(start, identity, facts) as tracker:
+    with diagnosed(start, observer), open_run(start, identity, facts) as tracker:
         for note in (*notes, *plan.notes):
             observer.say(note)
-        floors = plan.floors()
         observer.say(_floor_line(floors))
         trainer = Trainer(model, plan, config.optim, config.loop, tracker, identity=identity, observer=observer)
         result = trainer.fit(resume=start.taken_up)

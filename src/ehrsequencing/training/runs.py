@@ -20,6 +20,7 @@ from ehrsequencing.data.schema import KINDS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.vocabulary import Vocabulary
+from ehrsequencing.diagnostics.doctor import write_diagnosis
 from ehrsequencing.errors import CheckpointError, ConfigError, RunError
 from ehrsequencing.io import hash_bytes, read_json
 from ehrsequencing.models.architectures import ARCHITECTURES
@@ -209,6 +210,23 @@ def open_run(start: Start[RunConfig], identity: Mapping[str, str], facts: Mappin
         tracker.log_hyperparameters(start.config.model_dump(mode="json", exclude=start.config.unused()))
         tracker.log_metadata({"requested": requested, "identity": dict(identity), **facts})
     return tracker
+
+
+@contextmanager
+def diagnosed(start: Start[RunConfig], observer: Observer) -> Iterator[None]:
+    """Around a run: the doctor looks at it when it has ended, well or badly, and says what it found."""
+    try:
+        yield
+    except RunError:
+        _diagnose(start.out, observer)
+        raise
+    _diagnose(start.out, observer)
+
+
+def _diagnose(run: Path, observer: Observer) -> None:
+    if (run / "metadata.json").is_file():
+        for finding in write_diagnosis(run).findings or ("no findings",):
+            observer.say(f"doctor: {finding}")
 
 
 def _differences(asked: Mapping[str, Any], earlier: Mapping[str, Any], prefix: str = "") -> list[str]:
