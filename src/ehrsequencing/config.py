@@ -372,6 +372,29 @@ class ObjectivesConfig(_Strict):
         return given
 
 
+class EmbeddingsConfig(_Strict):
+    """`ehrseq benchmark embeddings`; seed and method of `finetune`, file and freezing of its `embeddings` are its own.
+
+    `pretrain` holds the options of the third party's Med2Vec.
+    """
+
+    seeds: int = Field(3, ge=1, le=100)
+    pretrain: PretrainConfig = Field(default_factory=lambda: PretrainConfig(architecture="med2vec"))
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+
+    @field_validator("pretrain", mode="before")
+    @classmethod
+    def _of_med2vec(cls, given: Any) -> Any:
+        return {"architecture": "med2vec", **given} if isinstance(given, dict) else given
+
+    @field_validator("finetune")
+    @classmethod
+    def _transformer(cls, given: FinetuneConfig) -> FinetuneConfig:
+        if given.architecture != "behrt":
+            raise ValueError("the arms are of a behrt, whose encoder LoRA adapts")
+        return given
+
+
 NEURAL_ARMS = ("scratch", "probe", "lora4", "lora8", "lora16", "lora32", "full", "lstm", "bilstm", "retain")
 
 

@@ -85,3 +85,12 @@ def test_lora_pretrains_fully_then_adapts(tmp_path):
         "--embedding_path", tmp_path / "lora-pretrain",
     )  # fmt: skip
     assert json.loads((tmp_path / "again" / "metadata.json").read_text())["from_run"].endswith("lora-pretrain")
+
+
+def test_the_embedding_benchmark_runs_from_records_to_words(tmp_path):
+    done = run(
+        "benchmark_pretrained_embeddings.py", "--realistic_data", "--num_patients", 300, "--epochs", 1,
+        "--batch_size", 8, "--output_dir", tmp_path, "--experiment_name", "vectors",
+    )  # fmt: skip
+    assert "vectors of a third party, frozen, are" in " ".join(done.stdout.split())
+    assert len((tmp_path / "vectors/comparison/embeddings.md").read_text().splitlines()) == 8

@@ -99,3 +99,35 @@ def models(
             say(sentence)
         say(f"table: {out / 'comparison' / 'models.md'}")
         say(f"report: {out / 'comparison' / 'report.html'}")
+
+
+@app.command("embeddings")
+def embeddings(
+    store: Annotated[Path, typer.Argument(help="Token store.")],
+    labels: Annotated[Path, typer.Argument(help="Label file of a binary task.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the benchmark; what is done there is kept.")],
+    others: Annotated[
+        Path | None, typer.Option("--others", help="Token store of other subjects, for the third party's Med2Vec.")
+    ] = None,
+    third_party: Annotated[
+        Path | None, typer.Option("--third-party", help="File of code vectors, in place of --others.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds per arm, from 0 upwards.")] = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+) -> None:
+    """Own, a third party's and random code vectors, frozen and trained, in the same model; run it again to go on."""
+    from ehrsequencing.config import EmbeddingsConfig, load_config
+
+    options = load_config(EmbeddingsConfig, config, set_ or [], {"seeds": seeds})
+    from ehrsequencing.benchmarks.embeddings import benchmark_embeddings
+
+    summary = benchmark_embeddings(
+        store, labels, out, options,
+        others=others, third_party=third_party, say=say, bars=progress_bars, observed=observed,
+    )  # fmt: skip
+    if summary is not None:
+        for sentence in summary["notes"]:
+            say(sentence)
+        say(f"table: {out / 'comparison' / 'embeddings.md'}")
+        say(f"report: {out / 'comparison' / 'report.html'}")
