@@ -139,12 +139,18 @@ class _Blocks:
         if self._decoder is None:
             content = pa.allocate_buffer(rest + BLOCK_BYTES)
             room = memoryview(content).cast("B")
-            read = self._stream.readinto(room[rest:])
-            ended = read == 0
+            read = 0
+            # Short of a block only at the end, so that a small file is one piece.
+            while read < BLOCK_BYTES and (more := self._stream.readinto(room[rest + read :])):
+                read += more
+            ended = read < BLOCK_BYTES
         else:
-            encoded = self._stream.read(BLOCK_BYTES)
-            ended = not encoded
-            text = self._decoder.decode(encoded, ended).encode()
+            parts, size = [], 0
+            while size < BLOCK_BYTES and (more := self._stream.read(BLOCK_BYTES - size)):
+                parts.append(more)
+                size += len(more)
+            ended = size < BLOCK_BYTES
+            text = self._decoder.decode(b"".join(parts), ended).encode()
             read = len(text)
             content = pa.allocate_buffer(rest + read)
             room = memoryview(content).cast("B")

@@ -97,10 +97,17 @@ def subjects_plan(block: Subjects, table: Table, readers: CellReaders) -> Plan:
             cells |= time_cells(readers, name, column, block.time_format)
     cells |= {f"static:{prefix}": readers.text(column) for prefix, column in block.static.items()} | filters | died
 
+    stated = pl.DataFrame({"stated": pl.Series([], dtype=pl.UInt64)})
+
     def events(rows: pl.DataFrame) -> list[pl.DataFrame]:
-        rows = rows.filter(kept).unique(
-            [name for name in rows.columns if name != "row"], keep="first", maintain_order=True
+        nonlocal stated
+        rows = rows.filter(kept)
+        # Also what an earlier piece of the file stated: a table of visits may say who somebody is in each row.
+        rows = rows.with_columns(stated=rows.drop("row").hash_rows()).unique(
+            "stated", keep="first", maintain_order=True
         )
+        rows = rows.join(stated, on="stated", how="anti", maintain_order="left")
+        stated = pl.concat([stated, rows.select("stated")])
         made = [
             event(rows, code, None, "demographic", where=pl.col(column).is_not_null())
             for column, code in undated.items()

@@ -7,7 +7,7 @@ import pytest
 from raw_tables import events_of, rows_of, write_table
 
 from ehrsequencing.data.schema import KINDS
-from ehrsequencing.data.sources import import_source
+from ehrsequencing.data.sources import csv_files, import_source
 from ehrsequencing.data.sources.table_mapping import EXAMPLE, KindName, Mapping
 from ehrsequencing.errors import ConfigError, DataError
 from ehrsequencing.tasks.cohorts import build_labels
@@ -284,7 +284,10 @@ columns = { Bilirubin = { column = "bili", unit = "mg/dL" } }
 """
 
 
-def test_durations_deaths_and_ends_of_follow_up(tmp_path):
+@pytest.mark.parametrize("block", [1 << 20, 40])
+def test_durations_deaths_and_ends_of_follow_up(tmp_path, monkeypatch, block):
+    """Also where a subject's rows lie in several blocks of the file, each of which states birth and sex again."""
+    monkeypatch.setattr(csv_files, "BLOCK_BYTES", block)
     text = "id,age,drug,years,dead,year,bili\n1,50,x,2,1,0,1.5\n1,50,x,2,1,1,2.5\n2,60,y,4,0,0,\n"
     dataset = small(tmp_path, text, SURVIVAL)
     events = events_of(dataset)
