@@ -76,6 +76,10 @@ class PairCounts:
         Args:
             first, second: Float [resamples, n]; weight of a row as the first and as the second of a pair.
         """
+        if len(first) > 1 and first.size > 2 * _BLOCK:
+            parts = [self.sums(first[row : row + 1], second[row : row + 1]) for row in range(len(first))]
+            total, good = (np.concatenate(found) for found in zip(*parts, strict=True))
+            return total, good
         winner = first[:, self._order]
         loser = winner if second is first else second[:, self._order]
         good = np.zeros(len(first))
