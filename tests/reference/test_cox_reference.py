@@ -14,7 +14,12 @@ from ehrsequencing.baselines.cox import PartialLikelihood, fit_cox
 
 def rossi():
     frame = load_rossi().astype(float)
-    return frame, frame.drop(columns=["week", "arrest"]).to_numpy(), frame["week"].to_numpy(), frame["arrest"].to_numpy()
+    return (
+        frame,
+        frame.drop(columns=["week", "arrest"]).to_numpy(),
+        frame["week"].to_numpy(),
+        frame["arrest"].to_numpy(),
+    )
 
 
 def test_the_partial_likelihood_is_lifelines_with_ties():
