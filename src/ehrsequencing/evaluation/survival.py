@@ -123,7 +123,9 @@ class Wolbers:
         inverse = inverse_weights(self._censoring.curve(weights)[:, self._censoring.own])
         first = np.where(self._counted, weights * inverse, 0.0)
         total, good = self._later.sums(np.where(self._counted, first * inverse, 0.0), weights)
-        more, better = self._earlier.sums(first, np.where(self._competing, weights * inverse, 0.0))
+        # A competing event where G is 0 comes earlier than no first of a pair.
+        known = np.where(self._competing & ~np.isnan(inverse), weights * inverse, 0.0)
+        more, better = self._earlier.sums(first, known)
         return _share(total + more, good + better)
 
 
