@@ -62,7 +62,7 @@ class Harrell:
         self._pairs = PairCounts(days, _before(event, days, tau), risk, keep=keep)
 
     def __call__(self, weights: Array) -> Array:
-        return _share(*self._pairs.sums(weights, weights))
+        return ratio(*self._pairs.sums(weights, weights))
 
 
 class Uno:
@@ -86,7 +86,7 @@ class Uno:
 
     def __call__(self, weights: Array) -> Array:
         inverse = inverse_weights(self._censoring.curve(weights)[:, self._censoring.own])
-        return _share(*self._pairs.sums(np.where(self._counted, weights * inverse**2, 0.0), weights))
+        return ratio(*self._pairs.sums(np.where(self._counted, weights * inverse**2, 0.0), weights))
 
 
 class Wolbers:
@@ -119,12 +119,14 @@ class Wolbers:
 
     def __call__(self, weights: Array) -> Array:
         if self._censoring is None:
-            return _share(*self._pairs.sums(weights, weights))
+            return ratio(*self._pairs.sums(weights, weights))
         inverse = inverse_weights(self._censoring.curve(weights)[:, self._censoring.own])
         first = np.where(self._counted, weights * inverse, 0.0)
         total, good = self._later.sums(np.where(self._counted, first * inverse, 0.0), weights)
-        more, better = self._earlier.sums(first, np.where(self._competing, weights * inverse, 0.0))
-        return _share(total + more, good + better)
+        # A competing event where G is 0 comes earlier than no first of a pair.
+        known = np.where(self._competing & ~np.isnan(inverse), weights * inverse, 0.0)
+        more, better = self._earlier.sums(first, known)
+        return ratio(total + more, good + better)
 
 
 class Antolini:
@@ -164,7 +166,7 @@ class Antolini:
             # Halves of whole numbers: their sums in single precision are exact below 2**23.
             beaten = won @ exact[len(exact) - won.shape[1] :]
             good += np.einsum("er,er->r", ordered[self._firsts[block]], beaten.astype(np.float64))
-        return _share(total, good)
+        return ratio(total, good)
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Events, and what each wins against all rows from the first that is later than one of them."""
@@ -353,5 +355,6 @@ def _column(curves: Array, place: int, start: float) -> Array:
     return curves[:, place - 1] if place else np.full(len(curves), start)
 
 
-def _share(total: Array, good: Array) -> Array:
-    return np.divide(good, total, out=np.full_like(good, np.nan), where=total > 0)
+def ratio(total: Array, good: Array) -> Array:
+    """good / total, at most 1 where rounding says more; NaN where the total is 0."""
+    return np.minimum(np.divide(good, total, out=np.full_like(good, np.nan), where=total > 0), 1.0)
