@@ -28,14 +28,14 @@ class Arm:
     """One model of the comparison: what it is and what it predicts.
 
     Attributes:
-        tuning, held_out: Probabilities per seed, float [examples] or [examples, categories].
+        tuning, held_out: Per seed probabilities, float [examples] or [examples, categories], or a `SurvivalPrediction`.
         max_length: Tokens that it sees of a history at most, CLS included; None of baselines.
     """
 
     name: str
     kind: str
-    tuning: list[np.ndarray]
-    held_out: list[np.ndarray]
+    tuning: list[Any]
+    held_out: list[Any]
     seconds: float
     trainable_parameters: int | None = None
     notes: str = ""
@@ -43,6 +43,29 @@ class Arm:
     features: int | None = None
     grid: list[dict[str, Any]] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Judged:
+    """All arms of a task that is not binary.
+
+    Attributes:
+        arms: The runs, then the baselines.
+        metrics, differences: As `summary.json` holds them; `TASK:new` and `TASK:seen` are populations of codes,
+            `TASK:CAUSE` is a further cause of a survival task.
+        report: Sections that binary tasks fill otherwise.
+        notes: What a reader should know.
+        oracles: Of a survival task: what could be known, judged and not among the arms.
+        days: Of a survival task: the horizons, and the last day of all figures.
+    """
+
+    arms: list[Arm]
+    metrics: dict[str, dict[str, dict[str, Any]]]
+    differences: list[dict[str, Any]]
+    report: dict[str, Any]
+    notes: list[str]
+    oracles: list[Arm] = field(default_factory=list)
+    days: list[float] = field(default_factory=list)
 
 
 def members(run: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import polars as pl
 from ehrsequencing.baselines.copying import Past, columns_of_codes, past_of
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.multilabel import MultiLabelData, fit_multilabel_baseline
-from ehrsequencing.benchmarks.arms import Arm, best_of_each
+from ehrsequencing.benchmarks.arms import Arm, Judged, best_of_each
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
@@ -34,24 +33,6 @@ ONE_PER_CATEGORY = 40
 RECALL_AT = (10, 30)
 COMPARED = ("auroc_macro", "auprc_macro", "auprc_micro", "recall_at_10")
 NEXT_VISIT = "next_visit_codes"
-
-
-@dataclass
-class Judged:
-    """All arms of a multi-label task.
-
-    Attributes:
-        arms: The runs, then the baselines.
-        metrics, differences: As `summary.json` holds them; `TASK:new` and `TASK:seen` are populations of codes.
-        report: Sections that binary tasks fill otherwise.
-        notes: What a reader should know.
-    """
-
-    arms: list[Arm]
-    metrics: dict[str, dict[str, dict[str, Any]]]
-    differences: list[dict[str, Any]]
-    report: dict[str, Any]
-    notes: list[str]
 
 
 def judge_multilabel(

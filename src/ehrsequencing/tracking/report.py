@@ -8,7 +8,7 @@ from typing import Any
 
 from ehrsequencing.errors import RunError
 from ehrsequencing.io import read_json, write_text
-from ehrsequencing.tracking import doctor_section, figures, html, sections, validation_sections
+from ehrsequencing.tracking import doctor_section, figures, html, sections, survival_section, validation_sections
 from ehrsequencing.tracking.html import Html, element, join, page
 from ehrsequencing.tracking.report_data import ReportData, read_report_data
 from ehrsequencing.tracking.summary import check_metrics, format_number
@@ -87,6 +87,7 @@ def _body(
         ("curves", "Learning curves", figures.curves(drawn, names)),
         ("ranking", "Ranking", figures.ranking(data.roc, data.pr, metrics, names)),
         ("calibration", "Calibration", figures.calibration(data.calibration, names)),
+        ("survival", "Survival", survival_section.survival(data.survival, metrics, names)),
         (
             "calibration-lines",
             "Calibration slope and intercept",

@@ -191,6 +191,29 @@ class Cohort(_Section):
     note: str | None = Field(None, description="one remark")
 
 
+class Incidence(_Section):
+    """Cumulative incidence of one cause over days."""
+
+    observed: Curve = Field(description="Kaplan-Meier or Aalen-Johansen: days and incidence")
+    models: dict[str, Curve] = Field(description="{model: days and mean predicted incidence}")
+
+
+class DCalibrationRow(_Section):
+    """D-calibration of one model."""
+
+    model: str = Field(description="key of the model")
+    statistic: float = Field(description="chi-square")
+    p: float = Field(description="small where the curves are off")
+
+
+class Survival(_Section):
+    """Curves and calibration of a survival task."""
+
+    incidence: dict[str, Incidence] = Field(description="{cause: curves}")
+    calibration: dict[str, dict[str, list[CalibrationPoint]]] = Field(description="{days: {model: bins}}")
+    d_calibration: list[DCalibrationRow] = Field([], description="a row per model")
+
+
 class Baseline(_Section):
     """How a baseline was fitted."""
 
@@ -221,6 +244,7 @@ class ReportData(_Section):
     roc: dict[str, Curve] = Field({}, description="{model: {x, y}}")
     pr: dict[str, Curve] = Field({}, description="{model: {x, y}}")
     calibration: dict[str, list[CalibrationPoint]] = Field({}, description="{model: bins}")
+    survival: Survival | None = Field(None, description="curves and calibration of a survival task")
     calibration_fit: dict[str, CalibrationLine] = Field({}, description="{model: slope, intercept}")
     decision: Decision | None = Field(None, description="decision curves")
     subgroups: list[SubgroupRow] = Field([], description="groups of the held-out rows")

@@ -26,6 +26,10 @@ METRIC_NAMES = {
     "accuracy": "Accuracy",
     "c_harrell": "C-index (Harrell)",
     "c_uno": "C-index (Uno)",
+    "c_antolini": "C-index, time-dependent (Antolini)",
+    "c_wolbers": "C-index (Wolbers)",
+    "auc": "AUC, cumulative/dynamic",
+    "ici": "Calibration index (ICI)",
     "ibs": "Integrated Brier score",
     "ce": "Log loss",
     "nll": "Negative log-likelihood",
@@ -44,7 +48,7 @@ MEANINGS = {
     "c_harrell": "The C-index is the chance that, of two comparable subjects, the one with the earlier event has the "
     "higher predicted risk: 0.5 is guessing, 1 is perfect.",
 }
-MEANINGS["c_uno"] = MEANINGS["c_harrell"]
+MEANINGS["c_uno"] = MEANINGS["c_wolbers"] = MEANINGS["c_harrell"]
 MEANINGS["auroc_macro"] = (
     "AUROC, macro is the chance that, of a subject with a category and one without, the first is ranked above for it, "
     "averaged over categories: 0.5 is guessing, 1 is perfect. Micro pools the predictions of all categories, so it "
@@ -53,7 +57,7 @@ MEANINGS["auroc_macro"] = (
 MEANINGS["recall_at_10"] = (
     "Recall at 10 is the share of what came that is among the ten most probable categories of that subject."
 )
-_PRIMARY = ("auroc", "auroc_macro", "c_uno", "c_harrell", "auprc", "f1", "brier", "ce", "nll", "log_loss")
+_PRIMARY = ("auroc", "auroc_macro", "c_uno", "c_wolbers", "c_harrell", "auprc", "f1", "brier", "ce", "nll", "log_loss")
 _FEW_POSITIVES = 100
 TUNING = "tuning:"
 """Before a task's name: the figures are of the tuning split, which also chose the best epoch."""
