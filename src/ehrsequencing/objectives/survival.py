@@ -212,10 +212,19 @@ def competing_risks_nll(
     return (nats - torch.where(observed, _of_event(logits, interval, cause), 0.0)).mean()
 
 
-def piecewise_nll(
+def piecewise_nll(hazard_logits: Tensor, durations: Tensor, cause: Tensor, edges: Tensor) -> Tensor:
+    """Negative log-likelihood of right-censored days under hazards that are constant within intervals.
+
+    Returns:
+        Scalar, the mean of `piecewise_nats`, whose arguments it has.
+    """
+    return piecewise_nats(hazard_logits, durations, cause, edges).mean()
+
+
+def piecewise_nats(
     hazard_logits: Tensor, durations: Tensor, cause: Tensor, edges: Tensor, *, entry: Tensor | None = None
 ) -> Tensor:
-    """Negative log-likelihood of right-censored days under hazards that are constant within intervals.
+    """What each row adds to `piecewise_nll`.
 
     Args:
         hazard_logits: Float [batch, causes, intervals].
@@ -226,7 +235,7 @@ def piecewise_nll(
             A row whose entry lies beyond the grid adds nothing.
 
     Returns:
-        Scalar, nats per subject; of densities per day, so it may be negative.
+        Float [batch], nats; of densities per day, so they may be negative.
 
     Raises:
         ShapeError: shapes differ, or a duration is not finite or not above the entry.
@@ -249,7 +258,7 @@ def piecewise_nll(
     hazard = log_softplus(total) - width.log() + _share_of_cause(logits, total, placed)
     nats = (cumulative_hazards(logits) * lived / width).sum(1)
     at_event = hazard.gather(1, placed.interval[:, None])[:, 0]
-    return (nats - torch.where(placed.cause > 0, at_event, 0.0)).mean()
+    return nats - torch.where(placed.cause > 0, at_event, 0.0)
 
 
 def _share_of_cause(logits: Tensor, total: Tensor, placed: Placed) -> Tensor:

@@ -17,6 +17,7 @@ from ehrsequencing.objectives.survival import (
     discrete_time_nll,
     log_softplus,
     marginal_logits,
+    piecewise_nats,
     piecewise_nll,
     place,
     quantile_edges,
@@ -168,9 +169,9 @@ def test_piecewise_censored_is_survival_and_entry_conditions_on_it():
     whole = piecewise_nll(logits, days, none, EDGES).item()
     survival = at_days(curves(logits), EDGES, torch.tensor([20.0, 47.0], dtype=torch.float64)).survival[0]
     assert whole == pytest.approx(-math.log(survival[1].item()), rel=1e-9)
-    late = piecewise_nll(logits, days, none, EDGES, entry=torch.tensor([20.0], dtype=torch.float64)).item()
+    late = piecewise_nats(logits, days, none, EDGES, entry=torch.tensor([20.0], dtype=torch.float64)).item()
     assert late == pytest.approx(-math.log((survival[1] / survival[0]).item()), rel=1e-9)
-    beyond = piecewise_nll(logits, days + 100, none + 1, EDGES, entry=torch.tensor([120.0], dtype=torch.float64))
+    beyond = piecewise_nats(logits, days + 100, none + 1, EDGES, entry=torch.tensor([120.0], dtype=torch.float64))
     assert beyond.item() == 0
 
 
@@ -298,6 +299,6 @@ def test_what_lies_beyond_the_logits_is_refused():
     with pytest.raises(ShapeError, match=r"days.*got \[100.5\].*0 to 100 where the grid ends.*longer"):
         at_days(curves(torch.zeros(1, 1, 3)), EDGES, torch.tensor([5.0, 100.5]))
     with pytest.raises(ShapeError, match="entry"):
-        piecewise_nll(
+        piecewise_nats(
             logits[:, None], torch.tensor([5.0, 6.0]), torch.tensor([0, 0]), EDGES, entry=torch.tensor([5.0, 0])
         )
