@@ -117,8 +117,8 @@ def place(durations: Tensor, cause: Tensor, edges: Tensor) -> Placed:
     wrong = ~(torch.isfinite(durations) & (durations > 0))
     if bool(wrong.any()):
         raise ShapeError("durations", f"{durations[wrong][0].item():g} days", "finite, above 0")
-    beyond = durations > edges[-1]
     edges = edges.to(durations)
+    beyond = durations > edges[-1]
     days = durations.minimum(edges[-1])
     interval = torch.bucketize(days, edges[1:-1])
     share = (days - edges[interval]) / edges.diff()[interval]

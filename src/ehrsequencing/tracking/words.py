@@ -26,6 +26,7 @@ METRIC_NAMES = {
     "accuracy": "Accuracy",
     "c_harrell": "C-index (Harrell)",
     "c_uno": "C-index (Uno)",
+    "c_wolbers": "C-index (Wolbers)",
     "ibs": "Integrated Brier score",
     "ce": "Log loss",
     "nll": "Negative log-likelihood",
@@ -44,7 +45,7 @@ MEANINGS = {
     "c_harrell": "The C-index is the chance that, of two comparable subjects, the one with the earlier event has the "
     "higher predicted risk: 0.5 is guessing, 1 is perfect.",
 }
-MEANINGS["c_uno"] = MEANINGS["c_harrell"]
+MEANINGS["c_uno"] = MEANINGS["c_wolbers"] = MEANINGS["c_harrell"]
 MEANINGS["auroc_macro"] = (
     "AUROC, macro is the chance that, of a subject with a category and one without, the first is ranked above for it, "
     "averaged over categories: 0.5 is guessing, 1 is perfect. Micro pools the predictions of all categories, so it "
@@ -53,7 +54,7 @@ MEANINGS["auroc_macro"] = (
 MEANINGS["recall_at_10"] = (
     "Recall at 10 is the share of what came that is among the ten most probable categories of that subject."
 )
-_PRIMARY = ("auroc", "auroc_macro", "c_uno", "c_harrell", "auprc", "f1", "brier", "ce", "nll", "log_loss")
+_PRIMARY = ("auroc", "auroc_macro", "c_uno", "c_harrell", "c_wolbers", "auprc", "f1", "brier", "ce", "nll", "log_loss")
 _FEW_POSITIVES = 100
 TUNING = "tuning:"
 """Before a task's name: the figures are of the tuning split, which also chose the best epoch."""
@@ -169,7 +170,7 @@ def _verdict(task: str, table: Mapping[str, Mapping[str, Any]], key: str, names:
         sentences.append(f"{_name(best, names)} has the {extreme} {name}, {_value(entry)}.")
     else:
         sentences.append(f"{_name(best, names)} reaches {name} {_value(entry)}.")
-    if metric in ("auroc", "auroc_macro", "c_harrell", "c_uno") and _spans(entry, 0.5):
+    if metric in ("auroc", "auroc_macro", "c_harrell", "c_uno", "c_wolbers") and _spans(entry, 0.5):
         sentences.append("Its interval includes 0.5, so it cannot be told from guessing.")
     sizes = {item["n"] for item in entries.values() if item.get("n") is not None}
     if len(sizes) > 1:

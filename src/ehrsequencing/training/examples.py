@@ -155,8 +155,8 @@ def survival_examples(
 
     Raises:
         LabelError: a row without days or cause, days that are not finite or not above 0, a cause that is none, entry
-            after the prediction time, a subject that the store does not hold, or a split without a labelled history or
-            in which nobody was watched for longer than the first event took.
+            after the prediction time, a subject that the store does not hold, or a split without a labelled history,
+            without an event of the first cause, or in which nobody was watched for longer than it took.
     """
     if late := [name for name in ENTRY_COLUMNS if manifest.get(name)]:
         raise LabelError(
@@ -190,18 +190,17 @@ def survival_examples(
     notes = []
     for split, rows in examples.items():
         lasted, ended = np.asarray(rows.target).T
-        events = lasted[ended > 0]
-        if not len(events) or lasted.max() <= events.min():
-            what = "no event" if not len(events) else "nobody was watched for longer than the first event took"
+        events = lasted[ended == 1]
+        if not len(events) or not ((lasted > events.min()) | (ended > 1)).any():
+            what = "nobody was watched for longer than the first event took" if len(events) else f"no {causes[0]}"
             raise LabelError(
                 f"{source}: split {split} has no pair of subjects to compare", got=f"{what}, of {len(rows)}",
-                expected="an event, and somebody watched beyond it",
+                expected=f"an {causes[0]}, and somebody watched beyond it",
                 remedy="choose a longer follow-up, another task or more subjects",
             )  # fmt: skip
-        if split == "train" and (
-            absent := [causes[k - 1] for k in range(1, len(causes) + 1) if not (ended == k).any()]
-        ):
-            notes.append(f"{', '.join(absent)}: no event in train, so this cause cannot be learned")
+        if split == "train":
+            absent = [name for cause_id, name in enumerate(causes, 1) if not (ended == cause_id).any()]
+            notes += [f"no {name} in train, so this cause cannot be learned" for name in absent]
     return examples, notes
 
 
