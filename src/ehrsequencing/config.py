@@ -272,6 +272,38 @@ class LoraOptions(_Strict):
         return self
 
 
+class SurvivalOptions(_Strict):
+    """Survival labels: the grid of intervals after the prediction time, the loss, and what is read; docs/survival.md.
+
+    `horizon_days` is the grid's last edge; by default that of the labels, else the longest follow-up of train.
+    """
+
+    intervals: int = Field(20, ge=1, le=1000)
+    grid: Literal["quantile", "uniform"] = "quantile"
+    horizon_days: float | None = Field(None, gt=0, le=100_000)
+    loss: Literal["auto", "discrete", "piecewise", "cox"] = "auto"
+    ranking: float = Field(0.0, ge=0, le=1e4)
+    sigma: float = Field(0.1, gt=0, le=100)
+    nvp: float = Field(0.0, ge=0, le=1e4)
+    reading: Literal["landmark", "visits"] = "landmark"
+    visit_pooling: Literal["mean", "attention", "last"] = "mean"
+
+    @model_validator(mode="after")
+    def _together(self) -> SurvivalOptions:
+        # Not what was given: a resolved configuration gives everything.
+        defaults = {name: field.default for name, field in SurvivalOptions.model_fields.items()}
+        of_visits = self.reading == "visits"
+        if of_visits and self.loss not in ("auto", "piecewise"):
+            raise ValueError("visits are judged from when they were known to be free of the event: loss=piecewise")
+        if self.ranking and (of_visits or self.loss == "cox"):
+            raise ValueError("the ranking term is of the landmark's hazards over a grid, so here it has no effect")
+        if not self.ranking and self.sigma != defaults["sigma"]:
+            raise ValueError("sigma is the scale of the ranking term, so with ranking=0 it has no effect")
+        if not of_visits and self.visit_pooling != defaults["visit_pooling"]:
+            raise ValueError("visit_pooling is of reading=visits, so here it has no effect")
+        return self
+
+
 TRANSFORMER_OPTIONS = {"attention", "attention_dropout", "position", "activation", "norm", "separators"}
 """Options of the model that say how a transformer reads tokens; a model over visits has none of them."""
 UNUSED_OPTIONS = {
@@ -296,9 +328,12 @@ class FinetuneConfig(_Strict):
     optim: OptimOptions = Field(default_factory=OptimOptions)
     loop: LoopOptions = Field(default_factory=LoopOptions)
     accept: list[str] = Field(default_factory=list, description="checks of the audit whose errors are accepted")
+    survival: SurvivalOptions = Field(default_factory=SurvivalOptions)
 
     def unused(self) -> dict[str, Any]:
-        tables: dict[str, Any] = dict.fromkeys({"lora", "embeddings"} - {self.method} - self.embeddings.used(), True)
+        # Of other labels nothing of survival may be given; of theirs everything is, once the run is resolved.
+        used = {self.method, *self.embeddings.used(), *(["survival"] if self.survival.model_fields_set else [])}
+        tables: dict[str, Any] = dict.fromkeys({"lora", "embeddings", "survival"} - used, True)
         options = UNUSED_OPTIONS[self.architecture]
         return tables | ({"model": options} if options else {})
 
@@ -335,6 +370,16 @@ class FinetuneConfig(_Strict):
         method = info.data.get("method", "lora")
         if method != "lora" and given.model_fields_set:
             raise ValueError(f"method {method} has no adapters, so this would have no effect")
+        return given
+
+    @field_validator("survival")
+    @classmethod
+    def _survival_of_architecture(cls, given: SurvivalOptions, info: ValidationInfo) -> SurvivalOptions:
+        architecture, method = info.data.get("architecture", "behrt"), info.data.get("method", "lora")
+        if architecture != "behrt" and (given.nvp or given.reading == "visits"):
+            raise ValueError(f"architecture {architecture} has no head of next visits and reads no single visits")
+        if given.nvp and method == "probe":
+            raise ValueError("method probe freezes what the auxiliary loss of next visits would train")
         return given
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ ALLOWED = {
     "models": {"models", "objectives"},
     "tracking": {"tracking"},
     "diagnostics": {"diagnostics", "evaluation"},
-    "training": {"training", "data", "objectives", "models", "tracking", "tasks", "diagnostics"},
+    "training": {"training", "data", "objectives", "models", "tracking", "tasks", "diagnostics", "evaluation"},
     "evaluation": {"evaluation", "data", "models", "objectives"},
     "baselines": {"baselines", "data", "evaluation"},
     "utils": {"utils", "tracking"},

@@ -35,7 +35,7 @@ from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.report import write_report
 from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.tracking.text import summary_text
-from ehrsequencing.training.examples import labelled_examples
+from ehrsequencing.training.examples import labelled_examples, refuse_survival
 from ehrsequencing.training.runs import flow_section
 
 BASELINES = ("logistic_regression", "random_forest", "xgboost")
@@ -115,6 +115,7 @@ def compare(
     validation = validation or ValidationOptions()
     validation.check(store)
     examples, notes = labelled_examples(store, labels, manifest, str(labels_path), SPLITS)
+    refuse_survival(examples, labels_path, "a comparison of runs")
     if med2vec is not None and (external is not None or examples["held_out"].categories):
         raise ConfigError(
             "Med2Vec + LR is of binary tasks of its own store",

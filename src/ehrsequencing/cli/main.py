@@ -7,7 +7,20 @@ import sys
 import typer
 
 from ehrsequencing import __version__
-from ehrsequencing.cli import benchmark, data, demo, doctor, evaluate, finetune, inspect, pretrain, report, runs, task
+from ehrsequencing.cli import (
+    benchmark,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    finetune,
+    inspect,
+    predict,
+    pretrain,
+    report,
+    runs,
+    task,
+)
 from ehrsequencing.cli.common import exit_codes
 from ehrsequencing.errors import ConfigError
 
@@ -28,6 +41,7 @@ app.add_typer(task.app, name="task")
 app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
 app.add_typer(benchmark.app, name="benchmark")
 app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)

@@ -41,7 +41,7 @@ class Batch:
         age_years: Float [B, L], as `ages`, but exact; NaN unknown.
         calendar: Float [B, L], years since the start of 2000; NaN for static rows; CLS has that of the last event.
         subject_ids, example_ids: Long [B]; the example is its position in `Examples`.
-        targets: Float [B], Float [B, categories] of a multi-label task, or None.
+        targets: Float [B]; Float [B, categories] of a multi-label task, [B, 2] (days, cause) of survival; or None.
     """
 
     codes: torch.Tensor

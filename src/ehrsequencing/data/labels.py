@@ -20,6 +20,10 @@ MAX_HORIZON_DAYS = 100_000
 """A window longer than any life."""
 CATEGORIES_FILE = "categories.json"
 """In the model folder of a multi-label task: the category of each output."""
+CAUSES_FILE = "causes.json"
+"""In the model folder of a survival task: the name of each cause."""
+ENTRY_COLUMNS = ("entry", "entry_days", "entry_time", "delayed_entry", "left_truncation", "truncation_time")
+"""Columns by which other tools say that a subject was watched from later than the prediction time on."""
 
 
 def trained_categories(model_folder: Path) -> list[str]:
@@ -28,12 +32,24 @@ def trained_categories(model_folder: Path) -> list[str]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    file = model_folder / CATEGORIES_FILE
+    return _names(model_folder / CATEGORIES_FILE, "categories")
+
+
+def trained_causes(model_folder: Path) -> list[str]:
+    """Names of the causes of a survival model's folder; none of a model of another kind.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    return _names(model_folder / CAUSES_FILE, "causes")
+
+
+def _names(file: Path, key: str) -> list[str]:
     if not file.is_file():
         return []
-    stated = read_json(file, CheckpointError).get("categories")
+    stated = read_json(file, CheckpointError).get(key)
     if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
-        raise CheckpointError(f"{file} names no categories", got=str(stated)[:80], expected="a list of names")
+        raise CheckpointError(f"{file} names no {key}", got=str(stated)[:80], expected="a list of names")
     return stated
 
 
@@ -68,7 +84,8 @@ def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:
 
     Raises:
         LabelError: a column is missing or of the wrong type, a value has no place in it, a row lacks
-            subject, time or every value, rows are duplicated, or there are none.
+            subject, time or every value, rows are duplicated, or there are none; or survival labels beside a column
+            that says when a subject entered.
     """
     present = [column for column in VALUE_COLUMNS if column in frame.columns]
     missing = [column for column in ("subject_id", "prediction_time") if column not in frame.columns]
@@ -81,6 +98,13 @@ def validate_labels(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     if frame.is_empty():
         raise LabelError(f"labels {name} are empty", got="0 rows", remedy="check the cohort rules of the task")
     _refuse_lossy(frame, name)
+    late = [column for column in frame.columns if column.lower() in ENTRY_COLUMNS]
+    if late and {"integer_value", "float_value"} <= set(present):
+        raise LabelError(
+            f"survival labels {name} say when a subject entered, after the prediction time", got=f"column {late[0]}",
+            expected="subjects watched from the prediction time on (no left truncation)",
+            remedy="make the time of entry the prediction time, count durations from it, and leave the column out",
+        )  # fmt: skip
     columns = []
     for column, wanted in LABEL_SCHEMA.items():
         if column not in frame.columns:

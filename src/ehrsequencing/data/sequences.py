@@ -210,9 +210,11 @@ class Examples:
     Attributes:
         index: int64 [n], position of the subject in the split.
         until: int64 [n], microseconds since 1970, inclusive.
-        target: float32 [n]; bool [n, categories] of a multi-label task; or None.
+        target: float32 [n]; bool [n, categories] of a multi-label task; float64 [n, 2] of a survival task, days since
+            the prediction time and cause, 0 where censored; or None.
         subject_id: int64 [n].
         categories: Names of the columns of a multi-label target; else empty.
+        causes: Names of the causes 1, 2, ... of a survival task; else empty.
     """
 
     index: np.ndarray
@@ -220,6 +222,7 @@ class Examples:
     target: np.ndarray | None
     subject_id: np.ndarray
     categories: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -233,7 +236,9 @@ class Examples:
         return cls(np.arange(len(split)), last, None, np.array(split.subject_id))
 
     @classmethod
-    def from_labels(cls, split: SplitStore, labels: pl.DataFrame, categories: Sequence[str] = ()) -> Examples:
+    def from_labels(
+        cls, split: SplitStore, labels: pl.DataFrame, categories: Sequence[str] = (), causes: Sequence[str] = ()
+    ) -> Examples:
         """The labels whose subject is in the split, in their order.
 
         The target is the one value column that the labels fill: `boolean_value` as 0 or 1, `integer_value` or
@@ -258,7 +263,10 @@ class Examples:
                 remedy="make labels and token store from the same dataset",
             )
         rows, index = labels.filter(pl.Series(here)), index[here]
-        target, first = _categories(rows, categories) if categories else (_target(rows), slice(None))
+        if causes:
+            target, first = rows.select(pl.col("float_value", "integer_value").cast(pl.Float64)).to_numpy(), slice(None)
+        else:
+            target, first = _categories(rows, categories) if categories else (_target(rows), slice(None))
         rows, index = rows[first], index[first]
         until = rows["prediction_time"].cast(pl.Datetime("us")).to_physical().to_numpy()
         start, stop = history_bounds(split, index, until)
@@ -271,7 +279,18 @@ class Examples:
                 expected="at least one event until the prediction time",
                 remedy="drop these rows from the cohort",
             )
-        return cls(index, until.astype(np.int64), target, split.subject_id[index], tuple(categories))
+        return cls(index, until.astype(np.int64), target, split.subject_id[index], tuple(categories), tuple(causes))
+
+    @classmethod
+    def asked(cls, split: SplitStore, labels: pl.DataFrame) -> Examples:
+        """The subjects and prediction times of labels, each once, without what came.
+
+        Raises:
+            LabelError: as `from_labels`.
+        """
+        rows = labels.select("subject_id", "prediction_time").unique(maintain_order=True)
+        found = cls.from_labels(split, rows.with_columns(float_value=pl.lit(0.0)))
+        return cls(found.index, found.until, None, found.subject_id)
 
 
 def filled_columns(labels: pl.DataFrame) -> list[str]:

@@ -153,6 +153,9 @@ class Evidence:
         return [Target(name, metric, key, masked, train=metric == "loss" or plain)]
 
     def _classification(self) -> list[Target]:
+        if floors := self.metadata.get("floors"):
+            known = {name: row["loss"] for name, row in floors.items()}
+            return [Target("times to the event", "loss", None, known)]
         nats = self.label_entropy("tuning")
         return [] if nats is None else [Target("the label", "loss", None, {"share of positives": nats})]
 

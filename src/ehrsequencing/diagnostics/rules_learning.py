@@ -337,7 +337,8 @@ def underfitting(run: Evidence) -> Finding | None:
         raise Missing("no train loss beside the floor is logged")
     name, floor = target.best_floor
     if run.kind == "finetune":
-        floor = run.label_entropy("train") or floor
+        of_train = (run.metadata.get("floors") or {}).get(name, {}).get("train_loss")
+        floor = run.label_entropy("train") or of_train or floor
     if train[best] < floor * (1 - (UNFITTED_LABELS if run.kind == "finetune" else UNFITTED)):
         return None
     tuning = run.series(f"val_{target.metric}")[best]

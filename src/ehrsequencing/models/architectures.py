@@ -1,4 +1,4 @@
-"""Classifiers by the name that a run gives them, in three sizes each."""
+"""Classifiers and survival models by the name that a run gives them, in three sizes each."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from ehrsequencing.models.classification import SequenceClassifier
 from ehrsequencing.models.configuration import BEHRTConfig, RETAINConfig, SequenceConfig, VisitLSTMConfig
 from ehrsequencing.models.lstm import VisitLSTMForSequenceClassification
 from ehrsequencing.models.retain import RETAINForSequenceClassification
+from ehrsequencing.models.survival import BEHRTForSurvival, SurvivalModel, VisitLSTMForSurvival
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One kind of classifier.
+    """One kind of model of a history.
 
     Attributes:
-        model: Its class.
+        model: Its classifier.
         sizes: Name of a size -> what makes its configuration from `vocab_size` and options.
+        survival: Its survival model, where it has one.
     """
 
     model: type[SequenceClassifier]
     sizes: Mapping[str, Callable[..., SequenceConfig]]
+    survival: type[SurvivalModel] | None = None
 
     def configuration(self, size: str, vocab_size: int, **options: Any) -> SequenceConfig:
         """Configuration of a size; options that this architecture does not have are left out."""
@@ -60,14 +63,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "behrt": Architecture(
         BEHRTForSequenceClassification,
         {"small": BEHRTConfig.small, "medium": BEHRTConfig.medium, "large": BEHRTConfig.large},
+        BEHRTForSurvival,
     ),
     "lstm": Architecture(
         VisitLSTMForSequenceClassification,
         _widths(VisitLSTMConfig, {"small": (64, 160), "medium": (128, 400), "large": (256, 1024)}),
+        VisitLSTMForSurvival,
     ),
     "bilstm": Architecture(
         VisitLSTMForSequenceClassification,
         _widths(VisitLSTMConfig, {"small": (64, 192), "medium": (128, 464), "large": (256, 1216)}, bidirectional=True),
+        VisitLSTMForSurvival,
     ),
     "retain": Architecture(
         RETAINForSequenceClassification,
@@ -80,3 +86,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 def classifier_class(architecture: str) -> type[SequenceClassifier] | None:
     """The classifier whose class has this name, as `config.json` states it; None where it is no classifier."""
     return next((kind.model for kind in ARCHITECTURES.values() if kind.model.__name__ == architecture), None)
+
+
+def survival_class(architecture: str) -> type[SurvivalModel] | None:
+    """The survival model whose class has this name, as `config.json` states it; None where it is none."""
+    kinds = (kind.survival for kind in ARCHITECTURES.values())
+    return next((kind for kind in kinds if kind is not None and kind.__name__ == architecture), None)

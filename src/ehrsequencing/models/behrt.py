@@ -7,7 +7,7 @@ normalises before each sublayer (Xiong et al. 2020, arXiv:2002.04745), which tra
 from __future__ import annotations
 
 import math
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +24,27 @@ from ehrsequencing.models.inputs import LabelRange, OptionalInputs, check_inputs
 from ehrsequencing.objectives.mlm import IGNORE_INDEX, mlm_loss
 from ehrsequencing.objectives.next_visit import SEEN_BINS, seen_visits
 
+if TYPE_CHECKING:
+    from ehrsequencing.models.survival import BEHRTForSurvival
+
 __all__ = [
     "BEHRT",
     "BEHRTConfig",
     "BEHRTForMLM",
     "BEHRTForNextVisitPrediction",
     "BEHRTForSequenceClassification",
+    "BEHRTForSurvival",
     "ModelOutput",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`BEHRTForSurvival`, whose module builds on this one."""
+    if name == "BEHRTForSurvival":
+        from ehrsequencing.models.survival import BEHRTForSurvival
+
+        return BEHRTForSurvival
+    raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
 class BEHRT(PretrainedModel):

@@ -13,7 +13,8 @@ from ehrsequencing.models.classification import ModelOutput, SequenceClassifier
 from ehrsequencing.models.configuration import VisitConfig
 from ehrsequencing.models.dropout import Dropout
 from ehrsequencing.models.embeddings import BEHRTEmbedding
-from ehrsequencing.models.inputs import OptionalInputs, check_inputs
+from ehrsequencing.models.folder import PretrainedModel
+from ehrsequencing.models.inputs import LabelRange, OptionalInputs, check_inputs
 
 
 class Visits(NamedTuple):
@@ -105,7 +106,44 @@ def initialise_recurrent(layer: nn.LSTM | nn.GRU) -> None:
                 nn.init.ones_(parameter.data[width : 2 * width])
 
 
-class VisitClassifier(SequenceClassifier):
+class VisitModel(PretrainedModel):
+    """A model that reads a history visit by visit.
+
+    Args:
+        config: Architecture.
+        encoder: Forward: `Visits` -> Float [batch, hidden_dim].
+    """
+
+    def __init__(self, config: VisitConfig, encoder: nn.Module) -> None:
+        super().__init__(config)
+        self.embeddings = BEHRTEmbedding(config)
+        self.encoder = encoder
+        self.dropout = Dropout(config.dropout)
+
+    def initialise_all(self) -> None:
+        """Draw all weights; the last thing that a constructor does."""
+        initialise(self)
+        for layer in self.modules():
+            if isinstance(layer, nn.LSTM | nn.GRU):
+                initialise_recurrent(layer)
+
+    def read(
+        self,
+        codes: Tensor,
+        ages: Tensor,
+        visit_ids: Tensor,
+        mask: Tensor,
+        label_range: LabelRange | None,
+        optional: OptionalInputs,
+    ) -> Tensor:
+        """What a head reads, Float [batch, hidden_dim]; inputs and errors as in `BEHRT.forward`."""
+        check_inputs(self.config, codes, ages, visit_ids, mask, optional=optional, labels=label_range)
+        visits = gather_visits(self.embeddings(codes, ages, visit_ids, **optional), visit_ids, mask)
+        states: Tensor = self.dropout(self.encoder(visits))
+        return states
+
+
+class VisitClassifier(VisitModel, SequenceClassifier):
     """One decision per sequence, from its visits.
 
     Args:
@@ -115,16 +153,10 @@ class VisitClassifier(SequenceClassifier):
     """
 
     def __init__(self, config: VisitConfig, encoder: nn.Module, num_labels: int, problem_type: str | None) -> None:
-        super().__init__(config)
+        super().__init__(config, encoder)
         self.decide(num_labels, problem_type)
-        self.embeddings = BEHRTEmbedding(config)
-        self.encoder = encoder
-        self.dropout = Dropout(config.dropout)
         self.classifier = nn.Linear(config.hidden_dim, num_labels)
-        initialise(self)
-        for layer in self.modules():
-            if isinstance(layer, nn.LSTM | nn.GRU):
-                initialise_recurrent(layer)
+        self.initialise_all()
 
     def forward(
         self,
@@ -141,7 +173,5 @@ class VisitClassifier(SequenceClassifier):
         Returns:
             logits Float [batch] for "binary", else [batch, num_labels], and the mean loss in nats.
         """
-        checked = self.label_range(labels)
-        check_inputs(self.config, codes, ages, visit_ids, mask, optional=optional, labels=checked)
-        visits = gather_visits(self.embeddings(codes, ages, visit_ids, **optional), visit_ids, mask)
-        return self.decided(self.classifier(self.dropout(self.encoder(visits))), labels)
+        states = self.read(codes, ages, visit_ids, mask, self.label_range(labels), optional)
+        return self.decided(self.classifier(states), labels)

@@ -173,7 +173,7 @@ def _verdict(task: str, table: Mapping[str, Mapping[str, Any]], key: str, names:
         sentences.append(f"{_name(best, names)} has the {extreme} {name}, {_value(entry)}.")
     else:
         sentences.append(f"{_name(best, names)} reaches {name} {_value(entry)}.")
-    if metric in ("auroc", "auroc_macro", "c_harrell", "c_uno") and _spans(entry, 0.5):
+    if metric in ("auroc", "auroc_macro", "c_harrell", "c_uno", "c_wolbers") and _spans(entry, 0.5):
         sentences.append("Its interval includes 0.5, so it cannot be told from guessing.")
     sizes = {item["n"] for item in entries.values() if item.get("n") is not None}
     if len(sizes) > 1:

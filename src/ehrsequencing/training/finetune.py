@@ -5,23 +5,18 @@ Held-out subjects are audited here and never trained or tuned on; `ehrseq evalua
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data
-from ehrsequencing.data.labels import CATEGORIES_FILE, labels_hash, read_labels, trained_categories
+from ehrsequencing.data.labels import labels_hash, read_labels
 from ehrsequencing.data.store import TokenStore
-from ehrsequencing.errors import CheckpointError, ConfigError
-from ehrsequencing.io import hash_bytes, read_json
-from ehrsequencing.models.behrt import BEHRTForSequenceClassification
-from ehrsequencing.models.classification import SequenceClassifier
+from ehrsequencing.errors import ConfigError
+from ehrsequencing.io import read_json
+from ehrsequencing.models.folder import PretrainedModel
 from ehrsequencing.models.lora import (
     apply_lora_to_behrt,
     count_parameters,
@@ -36,10 +31,9 @@ from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.examples import check_origin, labelled_examples
 from ehrsequencing.training.facts import base_overlap, data_facts
+from ehrsequencing.training.goals import ClassificationGoal, Goal
 from ehrsequencing.training.loop import Trainer
-from ehrsequencing.training.plans import ClassificationPlan, MultiLabelPlan
 from ehrsequencing.training.runs import (
-    CHANGEABLE,
     as_built,
     base_hash,
     batch_source,
@@ -49,8 +43,6 @@ from ehrsequencing.training.runs import (
     diagnosed,
     finished_summary,
     flow_section,
-    load_base,
-    new_classifier,
     open_run,
     parameter_section,
     plan_start,
@@ -60,6 +52,7 @@ from ehrsequencing.training.runs import (
     store_files,
     warnings_to,
 )
+from ehrsequencing.training.survival import SurvivalGoal
 from ehrsequencing.training.third_party import code_parameter, place_embeddings
 
 
@@ -74,12 +67,12 @@ def finetune(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a BEHRT, or train another architecture from scratch, on a binary or a multi-label task.
+    """Fine-tune a BEHRT, or train another architecture from scratch, on a binary, multi-label or survival task.
 
     Args:
         store_path: Token store.
-        labels_path: Parquet in the MEDS label schema: `boolean_value`, or `categorical_value` with a row per positive
-            category.
+        labels_path: Parquet in the MEDS label schema: `boolean_value`, `categorical_value` with a row per positive
+            category, or `integer_value` and `float_value` with causes and days.
         out: Run directory.
         config: `method` lora (frozen base, adapters and head), full, probe (head alone) or scratch (no base).
         from_run: Pretrained run; needed by full and probe.
@@ -91,9 +84,9 @@ def finetune(
         The summary that is also written to `summary.json` (tuning metrics only).
 
     Raises:
-        ConfigError: the method and `from_run` do not fit, `from_run` was fine-tuned on labels of another kind, or
-            `out` overlaps store or labels or lies in a dataset.
-        LabelError: no label in train or tuning, or a single class.
+        ConfigError: the method and `from_run` do not fit, `from_run` was fine-tuned on labels of another kind, options
+            have no effect on these labels, or `out` overlaps store or labels or lies in a dataset.
+        LabelError: no label in train or tuning, a single class, or nobody to compare an event with.
         AuditError: the leakage audit found an error that `config.accept` does not name.
         VocabularyMismatchError: `from_run` was trained with another vocabulary.
     """
@@ -104,7 +97,6 @@ def finetune(
     labels, manifest = read_labels(labels_path)
     check_origin(store, manifest, str(labels_path))
     examples, notes = labelled_examples(store, labels, manifest, str(labels_path), ("train", "tuning"))
-    categories = examples["train"].categories
     base_folder = require_run(Path(from_run)) if from_run is not None else None
     start = plan_start(
         Path(out), config, resume=resume, overwrite=overwrite, from_run=Path(from_run) if from_run else None
@@ -113,12 +105,18 @@ def finetune(
     _check_base(config, from_run)
     audited = audit(store, labels, manifest, accept=config.accept)
     audited.raise_errors()
-    notes += audited.notes()
+    goal: Goal
+    if examples["train"].causes:
+        goal = SurvivalGoal(config, examples, manifest)
+    else:
+        goal = ClassificationGoal(config, examples, str(labels_path))
+    notes += [*audited.notes(), *goal.notes]
     for note in notes:
         observer.say(note)
+    start = replace(start, config=goal.config)
     seed_everything(config.loop.seed)
     with warnings_to(observer, notes):
-        model = _build(config, base_folder, store, categories)
+        model = goal.build(base_folder, store)
     start = as_built(start, model.config)
     config = start.config
     identity = {
@@ -131,15 +129,11 @@ def finetune(
     if placed is not None:
         identity["embeddings"] = placed.applied.file_hash
         observer.say(placed.applied.note())
-    if categories:
-        identity["categories"] = hash_bytes(_categories_file(categories))
+    identity |= goal.identity()
     check_identity(start, identity)
     if (done := finished_summary(start)) is not None:
         return done
-    prevalence = _prevalence(np.asarray(examples["train"].target))
-    # Predictions start at the prevalence, so no step is spent on learning it.
-    with torch.no_grad():
-        model.classifier.bias.copy_(torch.as_tensor(np.log(prevalence / (1 - prevalence))))
+    goal.begin(model)
     with warnings_to(observer, notes):
         model = _adapt(model, config)
     if placed is not None:
@@ -147,7 +141,7 @@ def finetune(
     sources = {
         split: batch_source(store, split, examples[split], config.loop, model.config) for split in ("train", "tuning")
     }
-    plan = (MultiLabelPlan if categories else ClassificationPlan)(model.config, sources["train"], sources["tuning"])
+    plan = goal.plan(model, sources, store)
     parameters = count_parameters(model)
     task = str(manifest.get("task", Path(labels_path).stem))
     facts = {
@@ -164,8 +158,7 @@ def finetune(
         "parameters": parameters,
         "audit": audited.rows(),
         "examples": {split: len(examples[split].index) for split in examples},
-        "positives": {split: int(np.asarray(examples[split].target).sum()) for split in examples},
-        **({"categories": len(categories)} if categories else {}),
+        **goal.facts(),
         **({"embeddings": placed.applied.to_dict()} if placed is not None else {}),
         **data_facts(store),
         **({"base_overlap": base_overlap(store, Path(from_run))} if from_run is not None else {}),
@@ -187,11 +180,7 @@ def finetune(
             observer=observer,
         )
         result = trainer.fit(resume=start.taken_up)
-        if not categories:
-            logits, truth = plan.tuning_logits(trainer.model, trainer.fabric.device)
-            # At a rare outcome nothing passes 0.5; called positive is whoever is above the average risk of train.
-            called = (logits.sigmoid() > float(prevalence[0])).long().tolist()
-            tracker.plot_confusion_matrix(truth.long().tolist(), called, ["no", "yes"])
+        goal.finish(trainer, plan, tracker)
         model.to("cpu")
         report = parameter_report(model)
         for name in report["no_gradient"]:
@@ -199,19 +188,13 @@ def finetune(
         if adapted:
             save_lora_weights(model, tracker.run_dir / "adapter")
         plain = merge_lora(model) if adapted else model
-        files = store_files(store) | ({CATEGORIES_FILE: _categories_file(categories)} if categories else {})
+        files = store_files(store) | goal.files()
         plain.save_pretrained(tracker.run_dir / "model", vocabulary_hash=store.vocabulary.hash, extra_files=files)
         name = f"{config.architecture}-{size_name(model.config, config.architecture)}-{config.method}"
         metrics = {
             name: {
-                f"tuning:{task}/{metric}": {
-                    "value": result.best[f"val_{metric}"],
-                    "n": len(examples["tuning"].index),
-                    "seeds": 1,
-                    "higher_is_better": True,
-                    **({"categories": plan.judged} if isinstance(plan, MultiLabelPlan) else {}),
-                }
-                for metric in plan.metrics
+                f"tuning:{task}/{metric}": {"n": len(examples["tuning"].index), "seeds": 1, **entry}
+                for metric, entry in goal.entries(plan, result.best).items()
             }
         }
         write_report_data(
@@ -233,8 +216,7 @@ def finetune(
                 "data": describe_store(store) | (placed.applied.rows() if placed is not None else {}),
                 "audit": audited.rows(),
                 "caveats": [
-                    "These figures are on tuning subjects, which also chose the best epoch; "
-                    "run `ehrseq evaluate` for held-out figures with intervals.",
+                    f"These figures are on tuning subjects, which also chose the best epoch; {goal.held_out}.",
                     *notes,
                 ],
             },
@@ -262,48 +244,7 @@ def _check_base(config: FinetuneConfig, from_run: str | Path | None) -> None:
         )
 
 
-def _prevalence(target: np.ndarray) -> np.ndarray:
-    """Share of positives per label, float [labels]; where there are none or all, as of half a row."""
-    rows = np.atleast_2d(target.T).T
-    return np.clip(rows.sum(0, dtype=np.float64), 0.5, len(rows) - 0.5) / len(rows)
-
-
-def _categories_file(categories: Sequence[str]) -> bytes:
-    return (json.dumps({"categories": list(categories)}, ensure_ascii=False) + "\n").encode()
-
-
-def _build(
-    config: FinetuneConfig, base: Path | None, store: TokenStore, categories: Sequence[str]
-) -> SequenceClassifier:
-    head: dict[str, Any] = {"num_labels": len(categories), "problem_type": "multi_label"} if categories else {}
-    if base is None:
-        return new_classifier(config, len(store.vocabulary), **head)
-    if _is_classifier(base):
-        _check_head(base, categories)
-    given = config.model.model_fields_set & (CHANGEABLE | {"pooling"})
-    options = config.model.model_dump(include=given)
-    if "pooling" not in given and not _is_classifier(base):
-        options["pooling"] = config.model.pooling
-    return load_base(BEHRTForSequenceClassification, base, store, **options, **head)
-
-
-def _check_head(base: Path, categories: Sequence[str]) -> None:
-    """A fine-tuned base brings its head along, which must decide what these labels ask."""
-    own = trained_categories(base)
-    if own != list(categories):
-        raise ConfigError(
-            f"{base} was fine-tuned on labels of another kind",
-            got=f"{len(own)} categories" if own else "a binary label",
-            expected=f"the {len(categories)} categories of the labels" if categories else "a binary label",
-            remedy="name the pretrained run with --from",
-        )
-
-
-def _is_classifier(folder: Path) -> bool:
-    return read_json(folder / "config.json", CheckpointError).get("architecture") == "BEHRTForSequenceClassification"
-
-
-def _adapt(model: SequenceClassifier, config: FinetuneConfig) -> SequenceClassifier:
+def _adapt(model: PretrainedModel, config: FinetuneConfig) -> PretrainedModel:
     if config.method == "probe":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(group_of(name) == "head")

@@ -225,7 +225,7 @@ class JointPlan:
         if ask_nvp:
             target = self.nvp.target(batch, visits)
             if next_logits is None:
-                next_logits = self.nvp.logits(_NextHead(model), batch, visits)
+                next_logits = self.nvp.logits(NextHead(model), batch, visits)
             loss = self.nvp.loss(next_logits, target)
             parts.append(self.weights[1] * loss)
             found |= {"nvp:loss_sum": loss.item() * float(target.sum()), "nvp:count": float(target.sum())}
@@ -233,13 +233,13 @@ class JointPlan:
         return loss, {"loss_sum": loss.item(), "count": 1.0, **found}
 
     def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
-        mlm, nvp = self.mlm.validate(model, device), self.nvp.validate(_NextHead(model), device)
+        mlm, nvp = self.mlm.validate(model, device), self.nvp.validate(NextHead(model), device)
         named = {f"mlm_{name}": value for name, value in mlm.items()}
         named |= {f"nvp_{name}": value for name, value in nvp.items()}
         return {"loss": self.weights[0] * mlm["loss"] + self.weights[1] * nvp["loss"], **named}
 
     def judge(self, model: torch.nn.Module, device: torch.device) -> dict[str, dict[str, Any]]:
-        return self.mlm.judge(model, device) | self.nvp.judge(_NextHead(model), device)
+        return self.mlm.judge(model, device) | self.nvp.judge(NextHead(model), device)
 
     def floors(self) -> dict[str, dict[str, float]]:
         return self.mlm.floors() | {f"next visit, {name}": value for name, value in self.nvp.floors().items()}
@@ -251,7 +251,7 @@ class JointPlan:
         return [*self.mlm.caveats(), *self.nvp.caveats()]
 
 
-class _NextHead(torch.nn.Module):
+class NextHead(torch.nn.Module):
     """A joint model as one of next-visit prediction."""
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -28,6 +28,7 @@ from ehrsequencing.models.behrt import BEHRTConfig, BEHRTHead
 from ehrsequencing.models.classification import SequenceClassifier
 from ehrsequencing.models.configuration import SequenceConfig
 from ehrsequencing.models.folder import PretrainedModel, tensors_hash
+from ehrsequencing.models.survival import SurvivalModel
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.rundir import refuse_existing
 from ehrsequencing.training.callbacks import Observer
@@ -81,9 +82,26 @@ def new_classifier(config: FinetuneConfig, vocab_size: int, **head: Any) -> Sequ
     Args:
         head: Options of its head.
     """
-    options = _architecture_options(config.model, causal=False)
     chosen = ARCHITECTURES[config.architecture]
-    return chosen.model(chosen.configuration(config.model.size, vocab_size, **options), **head)
+    return chosen.model(_configuration(config, vocab_size, causal=False), **head)
+
+
+def new_survival_model(config: FinetuneConfig, vocab_size: int, **head: Any) -> SurvivalModel:
+    """A survival model of the run's architecture with fresh weights; visit-causal where it reads visits.
+
+    Raises:
+        ConfigError: the architecture has none.
+    """
+    kind = ARCHITECTURES[config.architecture].survival
+    if kind is None:
+        known = ", ".join(name for name, other in ARCHITECTURES.items() if other.survival is not None)
+        raise ConfigError("architecture for survival labels", got=config.architecture, expected=f"one of {known}")
+    return kind(_configuration(config, vocab_size, causal=config.survival.reading == "visits"), **head)
+
+
+def _configuration(config: FinetuneConfig, vocab_size: int, *, causal: bool) -> SequenceConfig:
+    options = _architecture_options(config.model, causal=causal)
+    return ARCHITECTURES[config.architecture].configuration(config.model.size, vocab_size, **options)
 
 
 @dataclass(frozen=True)
@@ -246,9 +264,10 @@ def size_name(config: SequenceConfig, architecture: str = "behrt") -> str:
 
 def config_hash(config: BaseModel) -> str:
     """Identity of a resolved configuration, leaving out what cannot change the result."""
-    return hash_bytes(
-        config.model_dump_json(exclude={"accept": True, "loop": {"checkpoint_seconds", "mirrors"}}).encode()
-    )
+    left_out: dict[str, Any] = {"accept": True, "loop": {"checkpoint_seconds", "mirrors"}}
+    if isinstance(config, FinetuneConfig) and "survival" in config.unused():
+        left_out["survival"] = True
+    return hash_bytes(config.model_dump_json(exclude=left_out).encode())
 
 
 def batch_source(
