@@ -10,10 +10,19 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ehrsequencing.errors import ConfigError
 from ehrsequencing.io import write_text
@@ -372,6 +381,14 @@ class ObjectivesConfig(_Strict):
         return given
 
 
+def _of_med2vec(given: Any) -> Any:
+    return {"architecture": "med2vec", **given} if isinstance(given, dict) else given
+
+
+Med2VecTraining = Annotated[PretrainConfig, BeforeValidator(_of_med2vec)]
+"""Options of a pretraining whose architecture need not be said."""
+
+
 class EmbeddingsConfig(_Strict):
     """`ehrseq benchmark embeddings`; seed and method of `finetune`, file and freezing of its `embeddings` are its own.
 
@@ -379,13 +396,8 @@ class EmbeddingsConfig(_Strict):
     """
 
     seeds: int = Field(3, ge=1, le=100)
-    pretrain: PretrainConfig = Field(default_factory=lambda: PretrainConfig(architecture="med2vec"))
+    pretrain: Med2VecTraining = Field(default_factory=lambda: PretrainConfig(architecture="med2vec"))
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
-
-    @field_validator("pretrain", mode="before")
-    @classmethod
-    def _of_med2vec(cls, given: Any) -> Any:
-        return {"architecture": "med2vec", **given} if isinstance(given, dict) else given
 
     @field_validator("finetune")
     @classmethod
@@ -402,17 +414,20 @@ class ModelsConfig(_Strict):
     """`ehrseq benchmark models`; seed, method, architecture and rank of `finetune` are its own.
 
     `fractions` are shares of the labelled train subjects; `settings` is what each arm, baselines included, may try.
+    `pretrain` holds the options of the Med2Vec whose visit vectors `med2vec_lr` reads; its seed is the benchmark's.
     """
 
     arms: list[str] = ["lstm", "retain", "scratch", "probe", "lora4", "lora8", "lora16", "lora32", "full"]
-    baselines: list[Literal["logistic_regression", "random_forest", "xgboost"]] = [
+    baselines: list[Literal["logistic_regression", "random_forest", "xgboost", "med2vec_lr"]] = [
         "logistic_regression",
         "random_forest",
         "xgboost",
+        "med2vec_lr",
     ]
     fractions: list[float] = [0.01, 0.03, 0.1, 0.3, 1.0]
     seeds: int = Field(3, ge=1, le=100)
     settings: Literal[1, 4, 8] = 4
+    pretrain: Med2VecTraining = Field(default_factory=lambda: PretrainConfig(architecture="med2vec"))
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
 
     @field_validator("arms")

@@ -55,7 +55,8 @@ def settle(out: Path, shared: Mapping[str, Any], seeds: int, store: TokenStore, 
     hashes = {file.stem: labels_hash(file) for file in labels}
     stored = read_json(path) if path.exists() else {**fixed, "seeds": seeds, "labels": hashes}
     before = stored.get("labels", {})
-    differing = sorted(key for key, value in fixed.items() if value != stored.get(key))
+    # What an earlier version had no word for is settled now.
+    differing = sorted(key for key, value in fixed.items() if value != stored.get(key, value))
     differing += [f"labels of {name}" for name, own in hashes.items() if before.get(name, own) != own]
     if differing:
         raise ConfigError(

@@ -95,7 +95,8 @@ def compare(
         validation: Recalibration and subgroups; defaults of `ValidationOptions`.
         external: Another dataset, judged in place of the held-out subjects.
         oracle: The synthetic dataset of the store; adds its ceiling and attainable optimum.
-        med2vec: Run of Med2Vec on this store; adds Med2Vec + LR to the baselines of a binary task.
+        med2vec: Run of Med2Vec on this store, or several seeds' folder; adds Med2Vec + LR to the baselines of a binary
+            task.
         resamples: Bootstrap resamples over subjects.
         seed: Of bootstrap and baselines.
         threads: For the baselines.
@@ -166,7 +167,7 @@ def compare(
         arms += _baseline_arms(store, examples, baselines, budget, max_rows, seed, threads, say, progress)
     if med2vec is not None:
         say(f"fitting logistic regression on visit vectors of {med2vec}")
-        arms.append(med2vec_arm(med2vec, store, examples, seed=seed, threads=threads, progress=progress))
+        arms.append(med2vec_arm(med2vec, store, examples, budget=budget, seed=seed, threads=threads, progress=progress))
     say(f"bootstrap over {len(np.unique(examples['held_out'].subject_id))} held-out subjects")
     metrics = {arm.name: _judge(arm, examples, task, resamples, seed) for arm in arms}
     against = next((arm for arm in arms if arm.name == reference), arms[0])

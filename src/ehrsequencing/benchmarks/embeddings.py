@@ -12,7 +12,8 @@ import numpy as np
 from ehrsequencing.benchmarks.arms import members
 from ehrsequencing.benchmarks.cells import Claim, is_done, settle
 from ehrsequencing.benchmarks.compare import compare, difference, learning_curve
-from ehrsequencing.config import EmbeddingsConfig, FinetuneConfig, PretrainConfig, write_config
+from ehrsequencing.benchmarks.med2vec import train_med2vec
+from ehrsequencing.config import EmbeddingsConfig, FinetuneConfig, write_config
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.vocabulary import NUM_SPECIAL
@@ -26,7 +27,6 @@ from ehrsequencing.tracking.runs import RunRecord, read_run
 from ehrsequencing.tracking.summary import format_estimate, format_number, split_key
 from ehrsequencing.tracking.tables import Table
 from ehrsequencing.training.finetune import finetune
-from ehrsequencing.training.pretrain import pretrain
 from ehrsequencing.training.third_party import export_code_vectors
 
 ARMS = {
@@ -143,13 +143,7 @@ def _third_party(
     made, run = out / "third_party.txt", out / "med2vec"
     with Claim(out / ".med2vec.lock") as mine:
         if mine and not made.exists():
-            if not is_done(run):
-                options = config.pretrain.model_dump(exclude_unset=True) | {"architecture": "med2vec"}
-                with observed("med2vec") as observer:
-                    pretrain(
-                        others, run, PretrainConfig.model_validate(options),  # type: ignore[arg-type]
-                        resume=(run / "metadata.json").exists(), observer=observer,
-                    )  # fmt: skip
+            train_med2vec(others, run, config.pretrain, "med2vec", observed)  # type: ignore[arg-type]
             export_code_vectors(run, made)
     return made if made.exists() else None
 

@@ -14,6 +14,8 @@ import numpy as np
 from ehrsequencing.benchmarks.cells import Claim, is_done, settle
 from ehrsequencing.benchmarks.compare import compare, difference
 from ehrsequencing.benchmarks.few_labels import keep_share
+from ehrsequencing.benchmarks.med2vec import NAME as MED2VEC
+from ehrsequencing.benchmarks.med2vec import train_med2vec
 from ehrsequencing.config import FinetuneConfig, ModelsConfig, write_config
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import read_labels, write_labels
@@ -129,6 +131,7 @@ def benchmark_models(
     shared = {
         "finetune": config.finetune.model_dump(mode="json"),
         "settings": config.settings,
+        "pretrain": config.pretrain.model_dump(mode="json"),
         "from_run": str(from_run.resolve()) if from_run is not None else None,
     }
     settle(out, shared, config.seeds, store, labels)
@@ -151,14 +154,26 @@ def benchmark_models(
     places = [place for place in files if place not in skipped]
     if not places:
         raise LabelError("no share of the labels can be trained on", got="; ".join(skipped.values()))
-    if left := [cell for cell in everything if (cell.task, cell.share) in places and not is_done(cell.folder(out))]:
-        say(f"{len(left)} of {len(everything)} trainings are with another process, which will judge; or run this again")
+    vectors = med2vec_runs(out, config)
+    for seed, run in enumerate(vectors):
+        with Claim(run.with_name(f".{run.name}.lock")) as mine:
+            if mine:
+                train_med2vec(store.path, run, config.pretrain, f"med2vec seed {seed}", observed, seed=seed)
+    runs = [*vectors, *(cell.folder(out) for cell in everything if (cell.task, cell.share) in places)]
+    if left := [run for run in runs if not is_done(run)]:
+        say(f"{len(left)} of {len(runs)} trainings are with another process, which will judge; or run this again")
         return None
     with Claim(out / "judge.lock") as mine:
         if not mine:
             return None
         judged = {place: _judge(place, store, files[place], out, config, oracle, say, bars) for place in places}
     return _write(out, config, store, judged, skipped, from_run)
+
+
+def med2vec_runs(out: Path, config: ModelsConfig) -> list[Path]:
+    """The Med2Vec of every seed, on all train subjects and no label; none where nobody reads their vectors."""
+    seeds = range(config.seeds if MED2VEC in config.baselines else 0)
+    return [out / "med2vec" / "arms" / f"seed-{seed:04d}" for seed in seeds]
 
 
 def _draw(
@@ -265,8 +280,9 @@ def _judge(
     with bars() as update:
         found = compare(
             [Cell(task, share, arm, None, 0).arm_folder(out) for arm in config.arms], store.path, labels,
-            names=config.arms, baselines=config.baselines, budget=max(config.settings, 4), oracle=oracle,
-            say=say, progress=update,
+            names=config.arms, baselines=[name for name in config.baselines if name != MED2VEC],
+            budget=max(config.settings, 4), oracle=oracle,
+            med2vec=out / "med2vec" if MED2VEC in config.baselines else None, say=say, progress=update,
         )  # fmt: skip
     arms = {arm.name: arm for arm in found.arms}
     pairs = [(name, rival) for name in arms for rival in RIVALS if rival in arms and name != rival]
@@ -330,6 +346,11 @@ def _write(
                     f"Every arm tried {config.settings} settings with the first seed and was chosen by AUROC on "
                     f"tuning; every baseline tried {max(config.settings, 4)}. Seeds 0 to {config.seeds - 1} vary "
                     "training, not the labelled subjects.",
+                    *(
+                        [f"{MED2VEC} reads visit vectors of a Med2Vec per seed, of all train subjects and no label."]
+                        if MED2VEC in config.baselines
+                        else []
+                    ),
                     f"Pretrained arms start from {from_run}." if from_run is not None else "Nothing was pretrained.",
                     *(f"{task} at {share:.0%} was left out: {why}" for (task, share), why in skipped.items()),
                     *notes,
