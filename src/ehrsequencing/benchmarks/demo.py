@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ehrsequencing.benchmarks.cells import Observed
 from ehrsequencing.benchmarks.compare import (
     compare,
     comparison_caveats,
@@ -36,7 +37,7 @@ def run_demo(
     overwrite: bool = False,
     say: Callable[[str], None],
     bars: Callable[[], AbstractContextManager[Any]],
-    observed: Callable[[str], AbstractContextManager[Any]],
+    observed: Observed,
 ) -> dict[str, Any]:
     """Synthesise, prepare, pretrain, fine-tune with LoRA and from scratch, fit baselines, judge, report.
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from ehrsequencing.baselines.models import BUDGET, fit_baseline
 from ehrsequencing.benchmarks.arms import Arm, members
-from ehrsequencing.benchmarks.cells import is_done
+from ehrsequencing.benchmarks.cells import Observed, is_done
 from ehrsequencing.config import PretrainConfig
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
@@ -94,7 +92,7 @@ def train_med2vec(
     run: Path,
     config: PretrainConfig,
     name: str,
-    observed: Callable[[str], AbstractContextManager[Any]],
+    observed: Observed,
     *,
     seed: int | None = None,
 ) -> None:

@@ -11,24 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from ehrsequencing.benchmarks.cells import Claim, is_done, settle
+from ehrsequencing.benchmarks.cells import Claim, Observed, is_done, left_over, settle, write_comparison
 from ehrsequencing.benchmarks.compare import compare, difference
 from ehrsequencing.benchmarks.few_labels import keep_share
 from ehrsequencing.benchmarks.med2vec import NAME as MED2VEC
 from ehrsequencing.benchmarks.med2vec import train_med2vec
-from ehrsequencing.config import FinetuneConfig, ModelsConfig, write_config
+from ehrsequencing.config import FinetuneConfig, ModelsConfig
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, LabelError, RunError
-from ehrsequencing.io import read_json, write_json, write_text
-from ehrsequencing.tracking.experiment import ExperimentTracker
+from ehrsequencing.io import read_json, write_json
 from ehrsequencing.tracking.plots import efficiency_plot
-from ehrsequencing.tracking.report import write_report
-from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.tracking.runs import read_run
 from ehrsequencing.tracking.summary import split_key
-from ehrsequencing.tracking.tables import Strong, Table
+from ehrsequencing.tracking.tables import ENDINGS, Strong, Table
 from ehrsequencing.training.finetune import finetune
 
 METRICS = ("auroc", "auprc", "brier")
@@ -45,8 +42,6 @@ SETTINGS: tuple[Mapping[str, float], ...] = (
     {"lr": 3.0, "weight_decay": 0.1},
 )
 """What each arm tries, in this order: its own learning rate times `lr`; the others as they stand."""
-
-Observed = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -160,8 +155,7 @@ def benchmark_models(
             if mine:
                 train_med2vec(store.path, run, config.pretrain, f"med2vec seed {seed}", observed, seed=seed)
     runs = [*vectors, *(cell.folder(out) for cell in everything if (cell.task, cell.share) in places)]
-    if left := [run for run in runs if not is_done(run)]:
-        say(f"{len(left)} of {len(runs)} trainings are with another process, which will judge; or run this again")
+    if left_over(runs, say):
         return None
     with Claim(out / "judge.lock") as mine:
         if not mine:
@@ -327,42 +321,29 @@ def _write(
         models |= {row["model"]: row for row in found["models"]}
         notes |= dict.fromkeys(found["notes"])
     tasks = list(dict.fromkeys(task for task, _ in judged))
-    sentences = in_words(judged)
-    run = out / "comparison"
-    with ExperimentTracker("comparison", out, exist_ok=True) as tracker:
-        tracker.log_hyperparameters(config.model_dump(mode="json"))
-        tracker.log_metadata({"kind": "benchmark", "store": str(store.path), "store_fingerprint": store.fingerprint})
-        write_config(run / "config.toml", config)
-        tracker.save_summary(metrics, best={}, notes=sentences)
-        write_json(run / "summary.json", read_json(run / "summary.json") | {"differences": differences})
-        write_report_data(
-            run,
-            {
-                "title": "Models by the number of labels",
-                "plain_words": sentences,
-                "models": list(models.values()),
-                "differences": differences,
-                "caveats": [
-                    f"Every arm tried {config.settings} settings with the first seed and was chosen by AUROC on "
-                    f"tuning; every baseline tried {max(config.settings, 4)}. Seeds 0 to {config.seeds - 1} vary "
-                    "training, not the labelled subjects.",
-                    *(
-                        [f"{MED2VEC} reads visit vectors of a Med2Vec per seed, of all train subjects and no label."]
-                        if MED2VEC in config.baselines
-                        else []
-                    ),
-                    f"Pretrained arms start from {from_run}." if from_run is not None else "Nothing was pretrained.",
-                    *(f"{task} at {share:.0%} was left out: {why}" for (task, share), why in skipped.items()),
-                    *notes,
-                ],
-            },
-        )
-        tracker.set_status("completed")
-    shown = [_table(task, judged) for task in tasks]
-    write_text(run / "models.md", "\n".join(f"### {table.caption}\n\n{table.written('markdown')}" for table in shown))
-    for task, table in zip(tasks, shown, strict=True):
-        write_text(run / f"{task}.csv", table.written("csv"))
-        write_text(run / f"{task}.tex", table.written("latex"))
+    sections = {
+        "title": "Models by the number of labels",
+        "models": list(models.values()),
+        "caveats": [
+            f"Every arm tried {config.settings} settings with the first seed and was chosen by AUROC on tuning; every "
+            f"baseline tried {max(config.settings, 4)}. Seeds 0 to {config.seeds - 1} vary training, not the labelled "
+            "subjects.",
+            *(
+                [f"{MED2VEC} reads visit vectors of a Med2Vec per seed, of all train subjects and no label."]
+                if MED2VEC in config.baselines
+                else []
+            ),
+            f"Pretrained arms start from {from_run}." if from_run is not None else "Nothing was pretrained.",
+            *(f"{task} at {share:.0%} was left out: {why}" for (task, share), why in skipped.items()),
+            *notes,
+        ],
+    }
+    shown = {task: _table(task, judged) for task in tasks}
+    tables = {"models.md": "\n".join(f"### {t.caption}\n\n{t.written('markdown')}" for t in shown.values())}
+    for task, table in shown.items():
+        tables |= {f"{task}{ending}": table.written(ENDINGS[ending]) for ending in (".csv", ".tex")}
+    summary = write_comparison(out, store, config, metrics, differences, in_words(judged), sections, tables)
+    for task in tasks:
         curves = {
             name: [
                 (share, found["metrics"][name]["auroc"])
@@ -371,9 +352,8 @@ def _write(
             ]
             for name in metrics
         }
-        efficiency_plot(run / "plots" / f"labels_{task}.png", curves, "AUROC, held out", task)
-    write_report(run)
-    return read_json(run / "summary.json")
+        efficiency_plot(out / "comparison" / "plots" / f"labels_{task}.png", curves, "AUROC, held out", task)
+    return summary
 
 
 def _table(task: str, judged: Mapping[tuple[str, float], Mapping[str, Any]]) -> Table:

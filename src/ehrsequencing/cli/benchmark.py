@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,15 @@ app = typer.Typer(help="Whole comparisons, each in one command.", no_args_is_hel
 
 def _listed(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _tell(summary: Mapping[str, Any] | None, comparison: Path, table: str) -> None:
+    """What came out, where it is judged already."""
+    if summary is not None:
+        for sentence in summary["notes"]:
+            say(sentence)
+        say(f"table: {comparison / table}")
+        say(f"report: {comparison / 'report.html'}")
 
 
 @app.command("objectives")
@@ -53,11 +63,7 @@ def objectives(
     summary = benchmark_objectives(
         store, labels, out, options, oracle=oracle, say=say, bars=progress_bars, observed=observed
     )
-    if summary is not None:
-        for sentence in summary["notes"]:
-            say(sentence)
-        say(f"table: {out / 'comparison' / 'objectives.md'}")
-        say(f"report: {out / 'comparison' / 'report.html'}")
+    _tell(summary, out / "comparison", "objectives.md")
 
 
 @app.command("models")
@@ -94,11 +100,7 @@ def models(
     summary = benchmark_models(
         store, labels, out, options, from_run=from_run, oracle=oracle, say=say, bars=progress_bars, observed=observed
     )
-    if summary is not None:
-        for sentence in summary["notes"]:
-            say(sentence)
-        say(f"table: {out / 'comparison' / 'models.md'}")
-        say(f"report: {out / 'comparison' / 'report.html'}")
+    _tell(summary, out / "comparison", "models.md")
 
 
 @app.command("embeddings")
@@ -126,8 +128,4 @@ def embeddings(
         store, labels, out, options,
         others=others, third_party=third_party, say=say, bars=progress_bars, observed=observed,
     )  # fmt: skip
-    if summary is not None:
-        for sentence in summary["notes"]:
-            say(sentence)
-        say(f"table: {out / 'comparison' / 'embeddings.md'}")
-        say(f"report: {out / 'comparison' / 'report.html'}")
+    _tell(summary, out / "comparison", "embeddings.md")
