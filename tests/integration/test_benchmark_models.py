@@ -14,9 +14,10 @@ import polars as pl
 import pytest
 
 from ehrsequencing.benchmarks.compare import compare
+from ehrsequencing.benchmarks.configuration import ModelsConfig
 from ehrsequencing.benchmarks.few_labels import FEWEST_TUNING, keep_share
 from ehrsequencing.benchmarks.models import SETTINGS, Cell, benchmark_models, best_setting, cell_config, cells, in_words
-from ehrsequencing.config import ModelsConfig, load_config
+from ehrsequencing.config import load_config
 from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, LabelError, RunError

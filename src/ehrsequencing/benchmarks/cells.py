@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ehrsequencing.config import EmbeddingsConfig, ModelsConfig, ObjectivesConfig, write_config
+from ehrsequencing.benchmarks.configuration import EmbeddingsConfig, ModelsConfig, ObjectivesConfig
+from ehrsequencing.config import write_config
 from ehrsequencing.data.labels import labels_hash
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError

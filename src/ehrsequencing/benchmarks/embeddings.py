@@ -12,8 +12,9 @@ import numpy as np
 from ehrsequencing.benchmarks.arms import members
 from ehrsequencing.benchmarks.cells import Claim, Observed, dataset_name, is_done, left_over, settle, write_comparison
 from ehrsequencing.benchmarks.compare import compare, difference, learning_curve
+from ehrsequencing.benchmarks.configuration import EmbeddingsConfig
 from ehrsequencing.benchmarks.med2vec import train_med2vec
-from ehrsequencing.config import EmbeddingsConfig, FinetuneConfig
+from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.vocabulary import NUM_SPECIAL

@@ -13,10 +13,11 @@ import numpy as np
 
 from ehrsequencing.benchmarks.cells import Claim, Observed, is_done, left_over, settle, write_comparison
 from ehrsequencing.benchmarks.compare import compare, difference
+from ehrsequencing.benchmarks.configuration import ModelsConfig
 from ehrsequencing.benchmarks.few_labels import keep_share
 from ehrsequencing.benchmarks.med2vec import NAME as MED2VEC
 from ehrsequencing.benchmarks.med2vec import train_med2vec
-from ehrsequencing.config import FinetuneConfig, ModelsConfig
+from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore

@@ -13,8 +13,9 @@ import polars as pl
 
 from ehrsequencing.benchmarks.cells import Claim, Observed, is_done, left_over, settle, write_comparison
 from ehrsequencing.benchmarks.compare import Comparison, compare, difference
+from ehrsequencing.benchmarks.configuration import ObjectivesConfig
 from ehrsequencing.benchmarks.few_labels import keep_labelled
-from ehrsequencing.config import METHOD_LR, FinetuneConfig, ObjectivesConfig, PretrainConfig
+from ehrsequencing.config import METHOD_LR, FinetuneConfig, PretrainConfig
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
@@ -238,8 +239,8 @@ def _judge(
             f"Seeds 0 to {config.seeds - 1} vary pretraining, fine-tuning and initialisation, not the labelled "
             "subjects.",
             "Scratch has the architecture that `ehrseq finetune` has without a base (bidirectional attention, days "
-            "before the prediction time; objectives that predict from every visit have visit-causal attention and gaps) "
-            f"and its own learning rate; that of full fine-tuning is {METHOD_LR['full']:g} unless set.",
+            "before the prediction time; objectives that predict from every visit have visit-causal attention and "
+            f"gaps) and its own learning rate; that of full fine-tuning is {METHOD_LR['full']:g} unless set.",
             *notes,
         ],
     }

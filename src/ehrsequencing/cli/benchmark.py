@@ -44,7 +44,8 @@ def objectives(
     set_: Sets = None,
 ) -> None:
     """What each objective of pretraining adds, on the same tokens and labels; run it again, or twice, to go on."""
-    from ehrsequencing.config import ObjectivesConfig, load_config
+    from ehrsequencing.benchmarks.configuration import ObjectivesConfig
+    from ehrsequencing.config import load_config
 
     options = load_config(
         ObjectivesConfig,
@@ -83,7 +84,8 @@ def models(
     set_: Sets = None,
 ) -> None:
     """Every kind of model by the number of labels, each with the same number of settings; run it again to go on."""
-    from ehrsequencing.config import ModelsConfig, load_config
+    from ehrsequencing.benchmarks.configuration import ModelsConfig
+    from ehrsequencing.config import load_config
 
     try:
         shares = None if fractions is None else [float(share) for share in _listed(fractions) or []]
@@ -119,7 +121,8 @@ def embeddings(
     set_: Sets = None,
 ) -> None:
     """Own, a third party's and random code vectors, frozen and trained, in the same model; run it again to go on."""
-    from ehrsequencing.config import EmbeddingsConfig, load_config
+    from ehrsequencing.benchmarks.configuration import EmbeddingsConfig
+    from ehrsequencing.config import load_config
 
     options = load_config(EmbeddingsConfig, config, set_ or [], {"seeds": seeds})
     from ehrsequencing.benchmarks.embeddings import benchmark_embeddings
