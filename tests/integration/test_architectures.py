@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from ehrsequencing.benchmarks.compare import evaluate_run
 from ehrsequencing.benchmarks.configuration import ObjectivesConfig
+from ehrsequencing.benchmarks.evaluate import evaluate_run
 from ehrsequencing.benchmarks.seeds import finetune_seeds
 from ehrsequencing.cli.common import observed
 from ehrsequencing.config import FinetuneConfig, load_config, read_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.evaluate import evaluate_run
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config
 from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.dataset import MedsDataset

@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ehrsequencing.benchmarks.cells import Observed
-from ehrsequencing.benchmarks.compare import (
-    compare,
-    comparison_caveats,
-    finish_comparison,
-    learning_curve,
-)
+from ehrsequencing.benchmarks.compare import compare
+from ehrsequencing.benchmarks.evaluate import comparison_caveats, finish_comparison, learning_curve
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import write_labels

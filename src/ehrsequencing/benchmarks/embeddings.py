@@ -11,8 +11,9 @@ import numpy as np
 
 from ehrsequencing.benchmarks.arms import members
 from ehrsequencing.benchmarks.cells import Claim, Observed, dataset_name, is_done, left_over, settle, write_comparison
-from ehrsequencing.benchmarks.compare import compare, difference, learning_curve
+from ehrsequencing.benchmarks.compare import compare, difference
 from ehrsequencing.benchmarks.configuration import EmbeddingsConfig
+from ehrsequencing.benchmarks.evaluate import learning_curve
 from ehrsequencing.benchmarks.med2vec import train_med2vec
 from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data

@@ -51,7 +51,7 @@ def evaluate(
     threads: Annotated[int, typer.Option("--threads", min=1, help="For the baselines.")] = 2,
 ) -> None:
     """Judge runs and baselines on held-out subjects, or on another dataset, with 95 % intervals."""
-    from ehrsequencing.benchmarks.compare import evaluate_run, result_folder, untuned_folder
+    from ehrsequencing.benchmarks.evaluate import evaluate_run, result_folder, untuned_folder
     from ehrsequencing.benchmarks.validation import ValidationOptions
     from ehrsequencing.io import read_json
 
