@@ -86,7 +86,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "small-validation",
         "a validation set too small to mean anything",
-        "95 % interval of the tuning AUROC (Hanley and McNeil) or loss (over subjects)",
+        "95 % interval of the tuning AUROC (Hanley and McNeil; of several labels DeLong, over subjects) or loss (over "
+        "subjects)",
         f"half width above {learning.WIDE_AUROC:g}, or above {learning.WIDE_LOSS:.0%} of the floor; fewer than "
         f"{learning.MIN_SUBJECTS} subjects",
         "more subjects",
