@@ -78,7 +78,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "leak",
         "a split that leaks",
-        "rows of the audit; subjects of tuning and held-out that the base run trained on",
+        "rows of the audit; subjects of tuning and held-out that a run it comes from trained on",
         "an error, accepted or not; one subject",
         "`ehrseq task audit`; pretrain on the same splits",
         data.leak,
