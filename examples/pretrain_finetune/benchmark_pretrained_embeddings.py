@@ -8,9 +8,10 @@ from pathlib import Path
 
 from train_behrt_demo import arguments, onset_labels, options, read_flags, synthetic_store
 
+from ehrsequencing.benchmarks.configuration import EmbeddingsConfig
 from ehrsequencing.benchmarks.embeddings import benchmark_embeddings
 from ehrsequencing.cli.common import exit_codes, observed, progress_bars, say
-from ehrsequencing.config import EmbeddingsConfig, load_config
+from ehrsequencing.config import load_config
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.synthetic import synthesise
 from ehrsequencing.tracking.rundir import refuse_name

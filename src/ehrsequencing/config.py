@@ -10,191 +10,31 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ehrsequencing.errors import ConfigError
 from ehrsequencing.io import write_text
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    def unused(self) -> dict[str, Any]:
-        """What the other choices leave without effect, as pydantic excludes it: refused when given and not written."""
-        return {}
-
-
-AnyConfig = TypeVar("AnyConfig", bound=_Strict)
-
-
-def _with_defaults(table: AnyConfig, defaults: Mapping[str, Any]) -> AnyConfig:
-    """A table with other defaults, which stay defaults: a resumption compares what was asked for, not what followed."""
-    given = set(table.model_fields_set)
-    free = {name: value for name, value in defaults.items() if name not in given}
-    return cast(AnyConfig, type(table).model_construct(_fields_set=given, **table.model_dump() | free))
-
-
-class EmbeddingOptions(_Strict):
-    """Vectors of codes from a file, as the model's own: see docs/embeddings.md."""
-
-    file: str | None = None
-    codes: str | None = None
-    descriptions: str | None = None
-    train: bool = True
-    unmatched: Literal["normal", "mean", "error"] = "normal"
-    dimension: Literal["refuse", "pca", "random"] = "refuse"
-    scale: Literal["model", "file"] = "model"
-
-    def used(self) -> set[str]:
-        """The name of this table where it has an effect."""
-        return {"embeddings"} if self.file is not None else set()
-
-    @model_validator(mode="after")
-    def _of_a_file(self) -> EmbeddingOptions:
-        if self.file is None and self.model_fields_set - {"file"}:
-            raise ValueError("options of embeddings without a file have no effect; name it with --embeddings")
-        if self.codes is not None and self.descriptions is not None:
-            raise ValueError("codes are of a .npy file and descriptions of a sentence transformer; name one of them")
-        return self
-
-
-class ModelOptions(_Strict):
-    """Architecture of a BEHRT; `None` keeps the size's own value."""
-
-    size: Literal["small", "medium", "large"] = "small"
-    max_length: int = Field(512, ge=8, le=512)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    attention_dropout: float = Field(0.0, ge=0, lt=1)
-    attention: Literal["auto", "bidirectional", "visit_causal"] = "auto"
-    position: Literal["learned", "sinusoidal", "rotary", "none"] = "rotary"
-    age: Literal["years", "continuous", "none"] = "years"
-    kinds: bool = True
-    times: bool | None = None
-    gaps: bool | None = None
-    calendar: bool = False
-    values: bool = False
-    separators: bool = False
-    activation: Literal["gelu", "relu", "swiglu"] = "gelu"
-    norm: Literal["pre", "post"] = "pre"
-    pooling: Literal["cls", "mean", "attention", "last_visit"] = "attention"
-
-    @model_validator(mode="after")
-    def _no_glance_ahead(self) -> ModelOptions:
-        if self.attention == "visit_causal" and self.times:
-            raise ValueError("times are days before the prediction time, which visit-causal attention must not know")
-        return self
-
-    def resolved(self, *, causal: bool) -> ModelOptions:
-        """With what is left open decided: attention by the objective, `times` unless it is visit-causal, else `gaps`.
-
-        Args:
-            causal: Whether the objective predicts from every visit in one pass.
-        """
-        attention = ("visit_causal" if causal else "bidirectional") if self.attention == "auto" else self.attention
-        forward = attention == "visit_causal"
-        decided = {
-            "attention": attention,
-            "times": (not forward) if self.times is None else self.times,
-            "gaps": forward if self.gaps is None else self.gaps,
-        }
-        # What was given stays what was given: a resumption compares that.
-        return ModelOptions.model_construct(_fields_set=set(self.model_fields_set), **self.model_dump() | decided)
-
-
-class OptimOptions(_Strict):
-    """AdamW with linear warm-up and cosine decay; weight decay on matrices only."""
-
-    lr: float = Field(1e-3, gt=0, le=1)
-    weight_decay: float = Field(0.01, ge=0, le=10)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.98, ge=0, lt=1)
-    warmup_share: float = Field(0.1, ge=0, lt=1)
-    min_lr_share: float = Field(0.05, ge=0, le=1)
-    clip: float = Field(1.0, gt=0)
-
-
-class LoopOptions(_Strict):
-    """Length, batches, device and durability of a training."""
-
-    epochs: int = Field(10, ge=1, le=100_000)
-    patience: int = Field(3, ge=1, le=100_000)
-    token_budget: int = Field(4096, ge=64, le=10_000_000)
-    max_examples: int = Field(256, ge=1, le=1_000_000)
-    checkpoint_seconds: float = Field(60.0, ge=0, le=1e9)
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    threads: int = Field(0, ge=0, le=1024)
-    mirrors: list[str] = Field(default_factory=list, description="copies of the figures: mlflow, tensorboard")
-
-
-class MlmOptions(_Strict):
-    """Masked language modelling: what is hidden together, and how much."""
-
-    strategy: Literal["token", "visit", "kind"] = "token"
-    rate: float = Field(0.15, gt=0, lt=1)
-
-
-class NvpOptions(_Strict):
-    """Next-visit prediction: from every visit in one pass, or from one prefix of each history."""
-
-    mode: Literal["auto", "causal", "prefix"] = "auto"
-    loss: Literal["bce", "focal"] = "bce"
-    gamma: float = Field(2.0, ge=0, le=10)
-    balance: float = Field(0.0, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _exponent_of_focal(self) -> NvpOptions:
-        # Not whether it was given: a resolved configuration gives everything.
-        if self.loss != "focal" and self.gamma != NvpOptions.model_fields["gamma"].default:
-            raise ValueError("gamma is the exponent of the focal loss, so with loss=bce it would have no effect")
-        return self
-
-
-class JointOptions(_Strict):
-    """Masked language modelling and next-visit prediction over one encoder."""
-
-    mode: Literal["sum", "alternate"] = "sum"
-    lambda_mlm: float = Field(1.0, gt=0, le=1e4)
-    lambda_nvp: float = Field(1.0, gt=0, le=1e4)
-
-
-class ContrastiveOptions(_Strict):
-    """Two segments of one history recognise each other among those of a batch."""
-
-    temperature: float = Field(0.1, gt=0, le=10)
-    projection_dim: int = Field(64, ge=2, le=4096)
-    hide_ages: bool = True
-
-
-class TteOptions(_Strict):
-    """Time to the next occurrence of many codes, with piecewise-constant hazards."""
-
-    codes: int = Field(256, ge=1, le=100_000)
-    pieces: int = Field(8, ge=1, le=64)
-    rank: int = Field(32, ge=1, le=1024)
-
-
-class Med2VecOptions(_Strict):
-    """Med2Vec: widths of code and visit vectors, neighbours, and how pairs of codes are weighed."""
-
-    code_dim: int = Field(200, ge=1, le=4096)
-    visit_dim: int = Field(200, ge=1, le=4096)
-    window: int = Field(1, ge=1, le=100)
-    code_term: Literal["sum", "mean"] = "sum"
-    max_length: int = Field(512, ge=8, le=1_000_000)
-
-
-class SkipGramOptions(_Strict):
-    """Skip-gram: width of code vectors, and neighbouring visits that count as context."""
-
-    code_dim: int = Field(200, ge=1, le=4096)
-    window: int = Field(0, ge=0, le=100)
-    max_length: int = Field(512, ge=8, le=1_000_000)
-
+from ehrsequencing.options import (
+    AnyConfig,
+    ContrastiveOptions,
+    EmbeddingOptions,
+    JointOptions,
+    LoopOptions,
+    LoraOptions,
+    Med2VecOptions,
+    MlmOptions,
+    ModelOptions,
+    NvpOptions,
+    OptimOptions,
+    SurvivalOptions,
+    SkipGramOptions,
+    Strict,
+    TteOptions,
+    with_defaults,
+)
 
 CODE_VECTOR_LOOP = {"token_budget": 16384, "max_examples": 2048}
 """Batches of models of code vectors, where none are given: about a thousand visits, as in the paper of Med2Vec."""
@@ -210,7 +50,7 @@ OBJECTIVE_TABLES = {
 """Tables of options that each objective reads."""
 
 
-class PretrainConfig(_Strict):
+class PretrainConfig(Strict):
     """`ehrseq pretrain`; models of code vectors have an objective of their own, and larger batches by default."""
 
     architecture: Literal["behrt", "med2vec", "skipgram"] = "behrt"
@@ -239,69 +79,20 @@ class PretrainConfig(_Strict):
     def _only_with_its_architecture(self) -> PretrainConfig:
         for name in sorted(set(self.unused()) & self.model_fields_set):
             table = getattr(self, name)
-            if not isinstance(table, _Strict) or table.model_fields_set:
+            if not isinstance(table, Strict) or table.model_fields_set:
                 raise ValueError(f"model {self.architecture} does not read {name}, so it would have no effect")
         if self.architecture != "behrt":
-            self.loop = _with_defaults(self.loop, CODE_VECTOR_LOOP)
-            self.optim = _with_defaults(self.optim, {"lr": CODE_VECTOR_LR[self.architecture]})
+            self.loop = with_defaults(self.loop, CODE_VECTOR_LOOP)
+            self.optim = with_defaults(self.optim, {"lr": CODE_VECTOR_LR[self.architecture]})
         return self
 
     @field_validator("mlm", "nvp", "joint", "contrastive", "tte")
     @classmethod
-    def _only_with_its_objective(cls, given: _Strict, info: ValidationInfo) -> _Strict:
+    def _only_with_its_objective(cls, given: Strict, info: ValidationInfo) -> Strict:
         objective = info.data.get("objective", "mlm")
         if info.field_name not in OBJECTIVE_TABLES[objective] and given.model_fields_set:
             raise ValueError(f"objective {objective} does not read this table, so it would have no effect")
         return given
-
-
-class LoraOptions(_Strict):
-    """Adapters of `--method lora`."""
-
-    rank: int = Field(8, ge=1, le=4096)
-    alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    attention: bool = True
-    feedforward: bool = False
-    train_embeddings: bool = False
-
-    @model_validator(mode="after")
-    def _adapts_something(self) -> LoraOptions:
-        if not (self.attention or self.feedforward):
-            raise ValueError("attention and feedforward are both off, so LoRA would adapt nothing")
-        return self
-
-
-class SurvivalOptions(_Strict):
-    """Survival labels: the grid of intervals after the prediction time, the loss, and what is read; docs/survival.md.
-
-    `horizon_days` is the grid's last edge; by default that of the labels, else the longest follow-up of train.
-    """
-
-    intervals: int = Field(20, ge=1, le=1000)
-    grid: Literal["quantile", "uniform"] = "quantile"
-    horizon_days: float | None = Field(None, gt=0, le=100_000)
-    loss: Literal["auto", "discrete", "piecewise", "cox"] = "auto"
-    ranking: float = Field(0.0, ge=0, le=1e4)
-    sigma: float = Field(0.1, gt=0, le=100)
-    nvp: float = Field(0.0, ge=0, le=1e4)
-    reading: Literal["landmark", "visits"] = "landmark"
-    visit_pooling: Literal["mean", "attention", "last"] = "mean"
-
-    @model_validator(mode="after")
-    def _together(self) -> SurvivalOptions:
-        # Not what was given: a resolved configuration gives everything.
-        defaults = {name: field.default for name, field in SurvivalOptions.model_fields.items()}
-        of_visits = self.reading == "visits"
-        if of_visits and self.loss not in ("auto", "piecewise"):
-            raise ValueError("visits are judged from when they were known to be free of the event: loss=piecewise")
-        if self.ranking and (of_visits or self.loss == "cox"):
-            raise ValueError("the ranking term is of the landmark's hazards over a grid, so here it has no effect")
-        if not self.ranking and self.sigma != defaults["sigma"]:
-            raise ValueError("sigma is the scale of the ranking term, so with ranking=0 it has no effect")
-        if not of_visits and self.visit_pooling != defaults["visit_pooling"]:
-            raise ValueError("visit_pooling is of reading=visits, so here it has no effect")
-        return self
 
 
 TRANSFORMER_OPTIONS = {"attention", "attention_dropout", "position", "activation", "norm", "separators"}
@@ -317,7 +108,7 @@ METHOD_LR = {"full": 5e-4}
 """Peak learning rate where none is given and `OptimOptions` has another: pretrained weights bear less."""
 
 
-class FinetuneConfig(_Strict):
+class FinetuneConfig(Strict):
     """`ehrseq finetune`; `optim.lr` defaults to `METHOD_LR` of the method."""
 
     architecture: Literal["behrt", "lstm", "bilstm", "retain"] = "behrt"
@@ -385,95 +176,8 @@ class FinetuneConfig(_Strict):
     @model_validator(mode="after")
     def _learning_rate_of_method(self) -> FinetuneConfig:
         if self.method in METHOD_LR:
-            self.optim = _with_defaults(self.optim, {"lr": METHOD_LR[self.method]})
+            self.optim = with_defaults(self.optim, {"lr": METHOD_LR[self.method]})
         return self
-
-
-class ObjectivesConfig(_Strict):
-    """`ehrseq benchmark objectives`; objective, seed and epochs of `pretrain` and the method of `finetune` are its own.
-
-    `tokens` are those that each pretraining reads, `labelled` the subjects whose labels are used (0: all).
-    """
-
-    objectives: list[Literal["mlm", "nvp", "joint", "contrastive", "tte"]] = [
-        "mlm",
-        "nvp",
-        "joint",
-        "contrastive",
-        "tte",
-    ]
-    methods: list[Literal["probe", "lora", "full"]] = ["probe", "lora", "full"]
-    seeds: int = Field(3, ge=1, le=100)
-    tokens: int = Field(5_000_000, ge=1)
-    labelled: int = Field(0, ge=0)
-    pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
-    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
-
-    @field_validator("finetune")
-    @classmethod
-    def _pretrained_only(cls, given: FinetuneConfig) -> FinetuneConfig:
-        if given.architecture != "behrt":
-            raise ValueError(f"{given.architecture} is not pretrained; judge it with `ehrseq finetune` and `evaluate`")
-        return given
-
-
-class EmbeddingsConfig(_Strict):
-    """`ehrseq benchmark embeddings`; seed and method of `finetune`, file and freezing of its `embeddings` are its own.
-
-    `pretrain` holds the options of the third party's Med2Vec.
-    """
-
-    seeds: int = Field(3, ge=1, le=100)
-    pretrain: PretrainConfig = Field(default_factory=lambda: PretrainConfig(architecture="med2vec"))
-    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
-
-    @field_validator("pretrain", mode="before")
-    @classmethod
-    def _of_med2vec(cls, given: Any) -> Any:
-        return {"architecture": "med2vec", **given} if isinstance(given, dict) else given
-
-    @field_validator("finetune")
-    @classmethod
-    def _transformer(cls, given: FinetuneConfig) -> FinetuneConfig:
-        if given.architecture != "behrt":
-            raise ValueError("the arms are of a behrt, whose encoder LoRA adapts")
-        return given
-
-
-NEURAL_ARMS = ("scratch", "probe", "lora4", "lora8", "lora16", "lora32", "full", "lstm", "bilstm", "retain")
-
-
-class ModelsConfig(_Strict):
-    """`ehrseq benchmark models`; seed, method, architecture and rank of `finetune` are its own.
-
-    `fractions` are shares of the labelled train subjects; `settings` is what each arm, baselines included, may try.
-    """
-
-    arms: list[str] = ["lstm", "retain", "scratch", "probe", "lora4", "lora8", "lora16", "lora32", "full"]
-    baselines: list[Literal["logistic_regression", "random_forest", "xgboost"]] = [
-        "logistic_regression",
-        "random_forest",
-        "xgboost",
-    ]
-    fractions: list[float] = [0.01, 0.03, 0.1, 0.3, 1.0]
-    seeds: int = Field(3, ge=1, le=100)
-    settings: Literal[1, 4, 8] = 4
-    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
-
-    @field_validator("arms")
-    @classmethod
-    def _known(cls, given: list[str]) -> list[str]:
-        unknown = [name for name in given if name not in NEURAL_ARMS]
-        if unknown or len(set(given)) < len(given) or not given:
-            raise ValueError(f"arms are one or more of {', '.join(NEURAL_ARMS)}, each once")
-        return given
-
-    @field_validator("fractions")
-    @classmethod
-    def _shares(cls, given: list[float]) -> list[float]:
-        if not given or len(set(given)) < len(given) or not all(0 < share <= 1 for share in given):
-            raise ValueError("fractions are one or more numbers above 0 and up to 1, each once")
-        return sorted(given)
 
 
 def _parse(value: str) -> Any:
@@ -579,7 +283,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} is not valid TOML", got=str(problem)) from None
 
 
-def write_config(path: str | Path, config: _Strict) -> None:
+def write_config(path: str | Path, config: Strict) -> None:
     """Write the resolved configuration as TOML, atomically, without the tables that have no effect in it."""
     write_text(path, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude=config.unused())))
 

@@ -5,10 +5,11 @@ import subprocess
 
 import pytest
 
-from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.configuration import ObjectivesConfig
+from ehrsequencing.benchmarks.evaluate import evaluate_run
 from ehrsequencing.benchmarks.seeds import finetune_seeds
 from ehrsequencing.cli.common import observed
-from ehrsequencing.config import FinetuneConfig, ObjectivesConfig, load_config, read_config
+from ehrsequencing.config import FinetuneConfig, load_config, read_config
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import CheckpointError, ConfigError, RunError
 from ehrsequencing.evaluation.predict import load_classifier

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ehrsequencing.benchmarks.configuration import EmbeddingsConfig
 from ehrsequencing.benchmarks.embeddings import ARMS, PAIRS, benchmark_embeddings, in_words, refuse_judged
-from ehrsequencing.config import EmbeddingsConfig, load_config
+from ehrsequencing.config import load_config
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.synthetic import synthesise

@@ -2,16 +2,22 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
+from ehrsequencing.benchmarks.compare import compare
+from ehrsequencing.benchmarks.configuration import ModelsConfig
 from ehrsequencing.benchmarks.few_labels import FEWEST_TUNING, keep_share
 from ehrsequencing.benchmarks.models import SETTINGS, Cell, benchmark_models, best_setting, cell_config, cells, in_words
-from ehrsequencing.config import ModelsConfig, load_config
+from ehrsequencing.config import load_config
 from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, LabelError, RunError
@@ -21,13 +27,25 @@ from tests.integration.conftest import TINY
 
 SMALL = {
     "arms": ["lstm", "scratch", "lora4", "full"],
-    "baselines": ["logistic_regression", "xgboost"],
+    "baselines": ["logistic_regression", "xgboost", "med2vec_lr"],
     "fractions": [0.3, 1.0],
     "seeds": 1,
     "settings": 1,
     **{f"finetune.{name}": value for name, value in TINY.items() if name.startswith("loop.")},
     "finetune.loop.epochs": 1,
+    "pretrain.loop.epochs": 1,
+    "pretrain.loop.threads": 1,
+    "pretrain.med2vec.code_dim": 16,
+    "pretrain.med2vec.visit_dim": 16,
 }
+
+HOLD = """import sys
+from pathlib import Path
+from ehrsequencing.benchmarks.cells import Claim
+with Claim(Path(sys.argv[1])) as mine:
+    print("held" if mine else "not held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def run(world, out, trained=None, said=None, from_run=True, **overrides):
@@ -51,12 +69,12 @@ def done(world, tmp_path_factory):
 
 def test_every_model_stands_at_every_share(done):
     out, summary, trained = done
-    names = {"lstm", "scratch", "lora4", "full", "logistic_regression", "xgboost"}
+    names = {"lstm", "scratch", "lora4", "full", "logistic_regression", "xgboost", "med2vec_lr"}
     assert set(summary["metrics"]) == names
     for entries in summary["metrics"].values():
         assert {key.rpartition("/")[0] for key in entries} == {"onset, 30% of labels", "onset, 100% of labels"}
     # The best setting's run with the first seed is the one that was tried.
-    assert len(trained) == len(set(trained)) == 8
+    assert len(trained) == len(set(trained)) == 9 and "med2vec seed 0" in trained
     for row in summary["differences"]:
         task = row["metric"].rpartition("/")[0]
         one, other = (summary["metrics"][row[side]][f"{task}/auroc"]["value"] for side in ("a", "b"))
@@ -90,6 +108,64 @@ def test_a_second_call_trains_and_judges_nothing(world, done):
     trained, said = [], []
     assert run(world, out, trained, said)["metrics"] == summary["metrics"]
     assert trained == [] and not any("judging" in line for line in said)
+
+
+def test_a_med2vec_per_seed_is_trained_without_labels_and_judged_with_an_equal_budget(world, done, tmp_path):
+    """A second seed is one more training of Med2Vec, kept with the first; what was done stays as it is."""
+    out, summary, _ = done
+    assert summary["metrics"]["med2vec_lr"]["onset, 100% of labels/auroc"]["seeds"] == 1
+    shutil.copytree(out, tmp_path / "out")
+    out, first = tmp_path / "out", Path("med2vec/arms/seed-0000/model/model.safetensors")
+    before, trained = (out / first).read_bytes(), []
+    few = {"arms": ["lstm"], "fractions": [1.0], "baselines": ["med2vec_lr"]}
+    grown = run(world, out, trained, seeds=2, **few)
+    assert trained == ["onset 100% lstm setting 0 seed 1", "med2vec seed 1"]
+    assert grown["metrics"]["med2vec_lr"]["onset, 100% of labels/auroc"]["seeds"] == 2
+    assert (out / first).read_bytes() == before
+    seeds = [read_json(out / "med2vec" / "arms" / f"seed-000{seed}" / "metadata.json") for seed in range(2)]
+    store = TokenStore.open(world.store)
+    for metadata in seeds:
+        assert metadata["kind"] == "pretrain" and metadata["store_fingerprint"] == store.fingerprint
+        assert "labels" not in metadata
+    with pytest.raises(ConfigError, match="another configuration: pretrain differ"):
+        run(world, out, seeds=2, **few, **{"pretrain.med2vec.visit_dim": 24})
+    vectors = compare(
+        [out / "tasks/onset/1/lstm"], world.store, world.labels, baselines=["xgboost"], budget=4,
+        med2vec=out / "med2vec", resamples=100,
+    )  # fmt: skip
+    tried = {arm.name: len(arm.grid) for arm in vectors.arms if arm.kind == "baseline"}
+    assert tried == {"xgboost": 4, "med2vec_lr": 4}
+
+
+def test_a_med2vec_in_other_hands_is_waited_for_and_a_killed_one_taken_up(world, done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "out")
+    run_of = tmp_path / "out" / "med2vec" / "arms" / "seed-0000"
+    shutil.rmtree(run_of)
+    said, trained = [], []
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run_of.with_name(".seed-0000.lock"))], stdin=PIPE, stdout=PIPE, text=True
+    )
+    try:
+        assert held.stdout.readline() == "held\n"
+        assert run(world, tmp_path / "out", trained, said) is None and trained == []
+        assert said == ["1 of 17 trainings are with another process, which will judge; or run this again"]
+    finally:
+        held.communicate("")
+    # A process that died left a run without an end.
+    shutil.copytree(done[0] / "med2vec" / "arms" / "seed-0000", run_of)
+    metadata = read_json(run_of / "metadata.json")
+    (run_of / "metadata.json").write_text(json.dumps(metadata | {"status": "running"}))
+    assert run(world, tmp_path / "out", trained) is not None and trained == ["med2vec seed 0"]
+    assert read_json(run_of / "metadata.json")["status"] in ("completed", "early_stopped")
+
+
+def test_a_benchmark_begun_before_there_was_a_med2vec_goes_on(world, done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "out")
+    file = tmp_path / "out" / "benchmark.json"
+    begun = read_json(file)
+    file.write_text(json.dumps({key: value for key, value in begun.items() if key != "pretrain"}))
+    assert run(world, tmp_path / "out", trained := []) is not None and trained == []
+    assert read_json(file) == begun
 
 
 def test_it_grows_and_is_judged_anew(world, done, tmp_path):
@@ -154,6 +230,7 @@ def test_a_share_without_both_classes_is_left_out_and_said(world, tmp_path):
     said = []
     world = SimpleNamespace(**{**vars(world), "labels": tmp_path / "onset.parquet"})
     summary = run(world, tmp_path / "out", said=said, arms=["lstm"], fractions=[0.1, 1.0], baselines=[])
+    assert not (tmp_path / "out" / "med2vec").exists()
     assert any("onset at 10% of labels is left out" in line for line in said)
     assert {key.partition("/")[0] for key in summary["metrics"]["lstm"]} == {"onset, 100% of labels"}
     with pytest.raises(LabelError, match="no share of the labels can be trained on"):

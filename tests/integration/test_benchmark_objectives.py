@@ -11,9 +11,10 @@ import polars as pl
 import pytest
 
 from ehrsequencing.benchmarks.cells import Claim
+from ehrsequencing.benchmarks.configuration import ObjectivesConfig
 from ehrsequencing.benchmarks.few_labels import keep_labelled
 from ehrsequencing.benchmarks.objectives import Cell, benchmark_objectives, cells, in_words, tokens_of
-from ehrsequencing.config import ObjectivesConfig, PretrainConfig, load_config, read_config
+from ehrsequencing.config import PretrainConfig, load_config, read_config
 from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.store import TokenStore

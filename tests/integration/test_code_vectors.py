@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from ehrsequencing.benchmarks.compare import compare, evaluate_run
+from ehrsequencing.benchmarks.compare import compare
+from ehrsequencing.benchmarks.evaluate import evaluate_run
 from ehrsequencing.benchmarks.med2vec import med2vec_arm
 from ehrsequencing.cli.main import app
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config

@@ -6,7 +6,7 @@ import subprocess
 import polars as pl
 import pytest
 
-from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.evaluate import evaluate_run
 from ehrsequencing.config import FinetuneConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import NO_CATEGORY, trained_categories, write_labels

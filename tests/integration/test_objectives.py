@@ -1,10 +1,12 @@
 """Every objective of pretraining through the library: it learns, starts from other runs, resumes, and refuses."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
-from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.evaluate import evaluate_run
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config, read_config
 from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.dataset import MedsDataset
@@ -14,7 +16,7 @@ from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import CheckpointError, ConfigError, RunError, VocabularyMismatchError
 from ehrsequencing.evaluation.next_visit import load_next_visit
-from ehrsequencing.io import read_json
+from ehrsequencing.io import read_json, write_json
 from ehrsequencing.models.behrt import BEHRT, last_visits
 from ehrsequencing.tasks.cohorts import build_labels, parse_task
 from ehrsequencing.training.finetune import finetune
@@ -130,9 +132,34 @@ def test_a_base_that_does_not_fit_is_refused(world, trained, tmp_path):
         attempt(world.pretrained, objective="tte")
     with pytest.raises(ConfigError, match="model.gaps would have no effect"):
         attempt(trained("nvp"), objective="nvp", **{"model.gaps": False})
-    with pytest.raises(CheckpointError, match=r"asked in .*tte/model; got \(40,\); expected \(30,\)"):
-        attempt(trained("tte"), objective="tte", **{"tte.codes": 30})
+    for options, got, expected in (
+        ({"tte.codes": 40, "tte.pieces": 4}, "tte.pieces=4", "tte.pieces=8"),
+        ({"tte.codes": 30, "tte.rank": 16}, "tte.codes=30, tte.rank=16", "tte.codes=40, tte.rank=32"),
+    ):
+        message = f"tte was pretrained with other options of tte; got {got}; expected {expected}. Remedy: ask for those"
+        with pytest.raises(ConfigError, match=message):
+            attempt(trained("tte"), objective="tte", **options)
+    with pytest.raises(
+        ConfigError, match="other options of contrastive; got contrastive.projection_dim=32; expected .*=64"
+    ):
+        attempt(trained("contrastive"), objective="contrastive", **{"contrastive.projection_dim": 32})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_under_code_with_another_head_is_not_taken_up(trained, world, tmp_path):
+    """Next-visit heads of earlier versions had no table of codes seen, so that their checkpoints lack it."""
+    run = tmp_path / "run"
+    shutil.copytree(trained("nvp"), run)
+    shutil.rmtree(run / "model")
+    write_json(run / "metadata.json", read_json(run / "metadata.json") | {"status": "running"})
+    latest = run / "checkpoints" / "latest.pt"
+    state = torch.load(latest, weights_only=True)
+    del state["model"]["seen.table"]
+    torch.save(state, latest)
+    config = load_config(PretrainConfig, overrides={**TINY, **WAYS["nvp"]})
+    message = r"latest.pt holds another model than this version makes; got differing \['seen.table'\]. Remedy: start .*"
+    with pytest.raises(CheckpointError, match=message):
+        pretrain(world.store, run, config, resume=True)
 
 
 def test_a_base_of_another_vocabulary_is_refused(trained, tmp_path):

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from ehrsequencing.config import ContrastiveOptions, PretrainConfig, load_config
+from ehrsequencing.config import PretrainConfig, load_config
 from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.sequences import Examples
@@ -17,6 +17,7 @@ from ehrsequencing.data.synthetic import synthesise
 from ehrsequencing.errors import ConfigError, DataError
 from ehrsequencing.io import read_json
 from ehrsequencing.models.behrt import BEHRTConfig
+from ehrsequencing.options import ContrastiveOptions
 from ehrsequencing.training.contrastive import ContrastivePlan
 from ehrsequencing.training.objectives import OBJECTIVES
 from ehrsequencing.training.pretrain import pretrain

@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.evaluate import evaluate_run
 from ehrsequencing.benchmarks.oracle import ATTAINABLE, CEILING, oracle_arms
 from ehrsequencing.benchmarks.validation import ValidationOptions
 from ehrsequencing.config import FinetuneConfig, load_config

@@ -119,7 +119,7 @@ def test_runs_of_one_name_stay_apart(world, lora, tmp_path):
 def test_several_seeds_are_one_model_with_intervals_over_both(world, tmp_path):
     from contextlib import nullcontext
 
-    from ehrsequencing.benchmarks.compare import evaluate_run
+    from ehrsequencing.benchmarks.evaluate import evaluate_run
     from ehrsequencing.benchmarks.seeds import finetune_seeds
 
     out = tmp_path / "seeds"
@@ -172,7 +172,7 @@ def test_a_run_of_another_kind_is_not_resumed(world, lora, tmp_path):
 def test_a_run_is_not_written_into_its_data(world, lora, tmp_path):
     from contextlib import nullcontext
 
-    from ehrsequencing.benchmarks.compare import evaluate_run
+    from ehrsequencing.benchmarks.evaluate import evaluate_run
     from ehrsequencing.benchmarks.seeds import finetune_seeds
 
     before = sorted(world.root.rglob("*"))

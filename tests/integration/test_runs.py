@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.evaluate import evaluate_run
 from ehrsequencing.benchmarks.run_comparison import compare_runs
 from ehrsequencing.cli.main import main
 from ehrsequencing.config import FinetuneConfig, load_config

@@ -14,7 +14,8 @@ import pytest
 
 from ehrsequencing.baselines.features import CountFeatures
 from ehrsequencing.baselines.models import fit_baseline
-from ehrsequencing.benchmarks.compare import Comparison, evaluate_run, result_folder
+from ehrsequencing.benchmarks.compare import Comparison
+from ehrsequencing.benchmarks.evaluate import evaluate_run, result_folder
 from ehrsequencing.benchmarks.seeds import finetune_seeds
 from ehrsequencing.benchmarks.validation import ValidationOptions, add_validation, labels_guidance
 from ehrsequencing.config import FinetuneConfig, load_config

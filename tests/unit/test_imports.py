@@ -10,7 +10,7 @@ import pytest
 import ehrsequencing
 
 ROOT = Path(ehrsequencing.__file__).parent
-SHARED = {"errors", "io", "config", ""}
+SHARED = {"errors", "io", "config", "options", ""}
 ALLOWED = {
     "objectives": {"objectives"},
     "data": {"data"},

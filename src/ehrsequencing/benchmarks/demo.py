@@ -8,12 +8,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ehrsequencing.benchmarks.compare import (
-    compare,
-    comparison_caveats,
-    finish_comparison,
-    learning_curve,
-)
+from ehrsequencing.benchmarks.cells import Observed
+from ehrsequencing.benchmarks.compare import compare
+from ehrsequencing.benchmarks.evaluate import comparison_caveats, finish_comparison, learning_curve
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import write_labels
@@ -36,7 +33,7 @@ def run_demo(
     overwrite: bool = False,
     say: Callable[[str], None],
     bars: Callable[[], AbstractContextManager[Any]],
-    observed: Callable[[str], AbstractContextManager[Any]],
+    observed: Observed,
 ) -> dict[str, Any]:
     """Synthesise, prepare, pretrain, fine-tune with LoRA and from scratch, fit baselines, judge, report.
 

@@ -10,23 +10,22 @@ from typing import Any
 import numpy as np
 
 from ehrsequencing.benchmarks.arms import members
-from ehrsequencing.benchmarks.cells import Claim, is_done, settle
-from ehrsequencing.benchmarks.compare import compare, difference, learning_curve
-from ehrsequencing.config import EmbeddingsConfig, FinetuneConfig, PretrainConfig, write_config
+from ehrsequencing.benchmarks.cells import Claim, Observed, dataset_name, is_done, left_over, settle, write_comparison
+from ehrsequencing.benchmarks.compare import compare, difference
+from ehrsequencing.benchmarks.configuration import EmbeddingsConfig
+from ehrsequencing.benchmarks.evaluate import learning_curve
+from ehrsequencing.benchmarks.med2vec import train_med2vec
+from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.vocabulary import NUM_SPECIAL
 from ehrsequencing.errors import ConfigError, RunError
-from ehrsequencing.io import hash_file, read_json, write_json, write_text
+from ehrsequencing.io import hash_file, read_json
 from ehrsequencing.models.embedding_files import write_embeddings
-from ehrsequencing.tracking.experiment import ExperimentTracker
-from ehrsequencing.tracking.report import write_report
-from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.tracking.runs import RunRecord, read_run
 from ehrsequencing.tracking.summary import format_estimate, format_number, split_key
-from ehrsequencing.tracking.tables import Table
+from ehrsequencing.tracking.tables import ENDINGS, Table
 from ehrsequencing.training.finetune import finetune
-from ehrsequencing.training.pretrain import pretrain
 from ehrsequencing.training.third_party import export_code_vectors
 
 ARMS = {
@@ -45,8 +44,6 @@ PAIRS = (
     ("third party, trained", "third party, frozen"),
     ("third party, trained", "from scratch"),
 )
-
-Observed = Callable[[str], AbstractContextManager[Any]]
 
 
 def benchmark_embeddings(
@@ -104,8 +101,7 @@ def benchmark_embeddings(
         for arm in ARMS:
             _train(arm, seed, store, labels, out, config, file, observed)
     runs = [_folder(out, arm, seed) for arm in ARMS for seed in range(config.seeds)]
-    if left := [run for run in runs if not is_done(run)]:
-        say(f"{len(left)} of {len(runs)} trainings are with another process, which will judge; or run this again")
+    if left_over(runs, say):
         return None
     with Claim(out / "judge.lock") as mine:
         return _judge(store, labels, out, config, say, bars) if mine else None
@@ -143,13 +139,7 @@ def _third_party(
     made, run = out / "third_party.txt", out / "med2vec"
     with Claim(out / ".med2vec.lock") as mine:
         if mine and not made.exists():
-            if not is_done(run):
-                options = config.pretrain.model_dump(exclude_unset=True) | {"architecture": "med2vec"}
-                with observed("med2vec") as observer:
-                    pretrain(
-                        others, run, PretrainConfig.model_validate(options),  # type: ignore[arg-type]
-                        resume=(run / "metadata.json").exists(), observer=observer,
-                    )  # fmt: skip
+            train_med2vec(others, run, config.pretrain, "med2vec", observed)  # type: ignore[arg-type]
             export_code_vectors(run, made)
     return made if made.exists() else None
 
@@ -227,46 +217,24 @@ def _judge(
         difference(arms[a], arms[b], metric, held, task, 1000, 0) for a, b in PAIRS for metric in ("auroc", "auprc")
     ]
     facts = {arm: cost(folder) for arm, folder in folders.items()}
-    dataset = str(store.manifest.get("dataset_fingerprint", ""))[:16]
+    dataset = dataset_name(store)
     words = in_words(metrics, differences, facts, task, dataset, len(np.unique(held.subject_id)))
     shown = _table(metrics, facts, task)
-    run = out / "comparison"
-    with ExperimentTracker("comparison", out, exist_ok=True) as tracker:
-        tracker.log_hyperparameters(config.model_dump(mode="json"))
-        tracker.log_metadata(
-            {"kind": "benchmark", "store": str(store.path), "store_fingerprint": store.fingerprint, "dataset": dataset}
-        )
-        write_config(run / "config.toml", config)
-        tracker.save_summary(metrics, best={}, notes=words)
-        write_json(
-            run / "summary.json",
-            read_json(run / "summary.json") | {"differences": differences, "costs": facts, "dataset": dataset},
-        )
-        write_report_data(
-            run,
-            {
-                "title": f"Embeddings on {task}, dataset {dataset}",
-                "plain_words": words,
-                "models": judged.report["models"],
-                "differences": differences,
-                "curves": {arm: learning_curve(members(folder)[0]) for arm, folder in folders.items()},
-                "calibration": judged.report["calibration"],
-                "roc": judged.report["roc"],
-                "pr": judged.report["pr"],
-                "caveats": [
-                    *(f"{arm}: {what}." for arm, what in ARMS.items()),
-                    f"Seeds 0 to {config.seeds - 1} vary initialisation and batches; within a seed all arms have the "
-                    "same encoder at the start.",
-                    *judged.notes,
-                ],
-            },
-        )
-        tracker.set_status("completed")
-    write_text(run / "embeddings.md", shown.written("markdown"))
-    write_text(run / "embeddings.csv", shown.written("csv"))
-    write_text(run / "embeddings.tex", shown.written("latex"))
-    write_report(run)
-    return read_json(run / "summary.json")
+    sections = {
+        "title": f"Embeddings on {task}, dataset {dataset}",
+        "models": judged.report["models"],
+        "curves": {arm: learning_curve(members(folder)[0]) for arm, folder in folders.items()},
+        **{name: judged.report[name] for name in ("calibration", "roc", "pr")},
+        "caveats": [
+            *(f"{arm}: {what}." for arm, what in ARMS.items()),
+            f"Seeds 0 to {config.seeds - 1} vary initialisation and batches; within a seed all arms have the same "
+            "encoder at the start.",
+            *judged.notes,
+        ],
+    }
+    tables = {f"embeddings{ending}": shown.written(ENDINGS[ending]) for ending in (".md", ".csv", ".tex")}
+    costs = {"costs": facts, "dataset": dataset}
+    return write_comparison(out, store, config, metrics, differences, words, sections, tables, costs)
 
 
 def cost(folder: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Med2Vec + LR: visit vectors of a Med2Vec run as features of a logistic regression, among the baselines."""
+"""Med2Vec + LR: visit vectors of a Med2Vec as features of a logistic regression, among the baselines."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from ehrsequencing.baselines.models import fit_baseline
-from ehrsequencing.benchmarks.arms import Arm
+from ehrsequencing.baselines.models import BUDGET, fit_baseline
+from ehrsequencing.benchmarks.arms import Arm, members
+from ehrsequencing.benchmarks.cells import Observed, is_done
+from ehrsequencing.config import PretrainConfig
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError
 from ehrsequencing.evaluation.visit_vectors import history_vectors, load_med2vec
+from ehrsequencing.training.pretrain import pretrain
 
 NAME = "med2vec_lr"
 
@@ -27,6 +30,7 @@ def med2vec_arm(
     examples: Mapping[str, Examples],
     *,
     pooling: str = "mean",
+    budget: int = BUDGET,
     seed: int = 0,
     threads: int = 2,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
@@ -37,9 +41,10 @@ def med2vec_arm(
     says so.
 
     Args:
-        run: Run of `ehrseq pretrain --model med2vec` on this store.
+        run: Run of `ehrseq pretrain --model med2vec` on this store, or a folder of several seeds of one.
         examples: Labelled histories of every split, of a binary task.
         pooling: See `history_vectors`.
+        budget: Settings that the regression tries with each seed's vectors, see `fit_baseline`.
 
     Raises:
         ConfigError: the task is multi-label.
@@ -51,30 +56,62 @@ def med2vec_arm(
             remedy="leave out --med2vec",
         )  # fmt: skip
     started = time.perf_counter()
-    model = load_med2vec(run, store)
-    vectors = {
-        split: history_vectors(
-            model, store, split, examples[split], pooling=pooling, progress=partial(progress, f"{NAME} {split}")
-        )
-        for split in SPLITS
-    }
-    matrices = standardised(vectors)
     targets = {split: np.asarray(examples[split].target) > 0.5 for split in SPLITS}
-    fitted = fit_baseline(
-        "logistic_regression", matrices["train"], targets["train"], matrices["tuning"], targets["tuning"],
-        seed=seed, threads=threads, progress=partial(progress, NAME),
-    )  # fmt: skip
+    predicted: dict[str, list[np.ndarray]] = {"tuning": [], "held_out": []}
+    for member in members(Path(run)):
+        model = load_med2vec(member, store)
+        matrices = standardised(
+            {
+                split: history_vectors(
+                    model, store, split, examples[split], pooling=pooling, progress=partial(progress, f"{NAME} {split}")
+                )
+                for split in SPLITS
+            }
+        )
+        fitted = fit_baseline(
+            "logistic_regression", matrices["train"], targets["train"], matrices["tuning"], targets["tuning"],
+            seed=seed, threads=threads, budget=budget, progress=partial(progress, NAME),
+        )  # fmt: skip
+        for split, found in predicted.items():
+            found.append(fitted.predict(matrices[split]))
     return Arm(
         name=NAME,
         kind="baseline",
-        tuning=[fitted.predict(matrices["tuning"])],
-        held_out=[fitted.predict(matrices["held_out"])],
+        tuning=predicted["tuning"],
+        held_out=predicted["held_out"],
         seconds=time.perf_counter() - started,
         features=fitted.features,
         grid=fitted.tuning,
         chosen=fitted.chosen,
         notes=f"{pooling} of the visit vectors of {Path(run).name}",
     )
+
+
+def train_med2vec(
+    store: Path,
+    run: Path,
+    config: PretrainConfig,
+    name: str,
+    observed: Observed,
+    *,
+    seed: int | None = None,
+) -> None:
+    """Train a Med2Vec as a cell of a benchmark, or take up one that was killed; nothing where it is done.
+
+    Args:
+        store: Token store, whose train subjects it learns from.
+        config: Its options.
+        name: Of the training, for who observes it.
+        seed: In place of that of the options.
+    """
+    if is_done(run):
+        return
+    options = config.model_dump(exclude_unset=True) | {"architecture": "med2vec"}
+    if seed is not None:
+        options["loop"] = {**options.get("loop", {}), "seed": seed}
+    resume = (run / "metadata.json").exists()
+    with observed(name) as observer:
+        pretrain(store, run, PretrainConfig.model_validate(options), resume=resume, observer=observer)
 
 
 def standardised(vectors: Mapping[str, np.ndarray]) -> dict[str, sparse.csr_matrix]:

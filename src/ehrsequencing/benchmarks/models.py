@@ -11,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from ehrsequencing.benchmarks.cells import Claim, is_done, settle
+from ehrsequencing.benchmarks.cells import Claim, Observed, is_done, left_over, settle, write_comparison
 from ehrsequencing.benchmarks.compare import compare, difference
+from ehrsequencing.benchmarks.configuration import ModelsConfig
 from ehrsequencing.benchmarks.few_labels import keep_share
-from ehrsequencing.config import FinetuneConfig, ModelsConfig, write_config
+from ehrsequencing.benchmarks.med2vec import NAME as MED2VEC
+from ehrsequencing.benchmarks.med2vec import train_med2vec
+from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, LabelError, RunError
-from ehrsequencing.io import read_json, write_json, write_text
-from ehrsequencing.tracking.experiment import ExperimentTracker
+from ehrsequencing.io import read_json, write_json
 from ehrsequencing.tracking.plots import efficiency_plot
-from ehrsequencing.tracking.report import write_report
-from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.tracking.runs import read_run
 from ehrsequencing.tracking.summary import split_key
-from ehrsequencing.tracking.tables import Strong, Table
+from ehrsequencing.tracking.tables import ENDINGS, Strong, Table
 from ehrsequencing.training.finetune import finetune
 
 METRICS = ("auroc", "auprc", "brier")
@@ -43,8 +43,6 @@ SETTINGS: tuple[Mapping[str, float], ...] = (
     {"lr": 3.0, "weight_decay": 0.1},
 )
 """What each arm tries, in this order: its own learning rate times `lr`; the others as they stand."""
-
-Observed = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -129,6 +127,7 @@ def benchmark_models(
     shared = {
         "finetune": config.finetune.model_dump(mode="json"),
         "settings": config.settings,
+        "pretrain": config.pretrain.model_dump(mode="json"),
         "from_run": str(from_run.resolve()) if from_run is not None else None,
     }
     settle(out, shared, config.seeds, store, labels)
@@ -151,14 +150,25 @@ def benchmark_models(
     places = [place for place in files if place not in skipped]
     if not places:
         raise LabelError("no share of the labels can be trained on", got="; ".join(skipped.values()))
-    if left := [cell for cell in everything if (cell.task, cell.share) in places and not is_done(cell.folder(out))]:
-        say(f"{len(left)} of {len(everything)} trainings are with another process, which will judge; or run this again")
+    vectors = med2vec_runs(out, config)
+    for seed, run in enumerate(vectors):
+        with Claim(run.with_name(f".{run.name}.lock")) as mine:
+            if mine:
+                train_med2vec(store.path, run, config.pretrain, f"med2vec seed {seed}", observed, seed=seed)
+    runs = [*vectors, *(cell.folder(out) for cell in everything if (cell.task, cell.share) in places)]
+    if left_over(runs, say):
         return None
     with Claim(out / "judge.lock") as mine:
         if not mine:
             return None
         judged = {place: _judge(place, store, files[place], out, config, oracle, say, bars) for place in places}
     return _write(out, config, store, judged, skipped, from_run)
+
+
+def med2vec_runs(out: Path, config: ModelsConfig) -> list[Path]:
+    """The Med2Vec of every seed, on all train subjects and no label; none where nobody reads their vectors."""
+    seeds = range(config.seeds if MED2VEC in config.baselines else 0)
+    return [out / "med2vec" / "arms" / f"seed-{seed:04d}" for seed in seeds]
 
 
 def _draw(
@@ -265,8 +275,9 @@ def _judge(
     with bars() as update:
         found = compare(
             [Cell(task, share, arm, None, 0).arm_folder(out) for arm in config.arms], store.path, labels,
-            names=config.arms, baselines=config.baselines, budget=max(config.settings, 4), oracle=oracle,
-            say=say, progress=update,
+            names=config.arms, baselines=[name for name in config.baselines if name != MED2VEC],
+            budget=max(config.settings, 4), oracle=oracle,
+            med2vec=out / "med2vec" if MED2VEC in config.baselines else None, say=say, progress=update,
         )  # fmt: skip
     arms = {arm.name: arm for arm in found.arms}
     pairs = [(name, rival) for name in arms for rival in RIVALS if rival in arms and name != rival]
@@ -311,37 +322,29 @@ def _write(
         models |= {row["model"]: row for row in found["models"]}
         notes |= dict.fromkeys(found["notes"])
     tasks = list(dict.fromkeys(task for task, _ in judged))
-    sentences = in_words(judged)
-    run = out / "comparison"
-    with ExperimentTracker("comparison", out, exist_ok=True) as tracker:
-        tracker.log_hyperparameters(config.model_dump(mode="json"))
-        tracker.log_metadata({"kind": "benchmark", "store": str(store.path), "store_fingerprint": store.fingerprint})
-        write_config(run / "config.toml", config)
-        tracker.save_summary(metrics, best={}, notes=sentences)
-        write_json(run / "summary.json", read_json(run / "summary.json") | {"differences": differences})
-        write_report_data(
-            run,
-            {
-                "title": "Models by the number of labels",
-                "plain_words": sentences,
-                "models": list(models.values()),
-                "differences": differences,
-                "caveats": [
-                    f"Every arm tried {config.settings} settings with the first seed and was chosen by AUROC on "
-                    f"tuning; every baseline tried {max(config.settings, 4)}. Seeds 0 to {config.seeds - 1} vary "
-                    "training, not the labelled subjects.",
-                    f"Pretrained arms start from {from_run}." if from_run is not None else "Nothing was pretrained.",
-                    *(f"{task} at {share:.0%} was left out: {why}" for (task, share), why in skipped.items()),
-                    *notes,
-                ],
-            },
-        )
-        tracker.set_status("completed")
-    shown = [_table(task, judged) for task in tasks]
-    write_text(run / "models.md", "\n".join(f"### {table.caption}\n\n{table.written('markdown')}" for table in shown))
-    for task, table in zip(tasks, shown, strict=True):
-        write_text(run / f"{task}.csv", table.written("csv"))
-        write_text(run / f"{task}.tex", table.written("latex"))
+    sections = {
+        "title": "Models by the number of labels",
+        "models": list(models.values()),
+        "caveats": [
+            f"Every arm tried {config.settings} settings with the first seed and was chosen by AUROC on tuning; every "
+            f"baseline tried {max(config.settings, 4)}. Seeds 0 to {config.seeds - 1} vary training, not the labelled "
+            "subjects.",
+            *(
+                [f"{MED2VEC} reads visit vectors of a Med2Vec per seed, of all train subjects and no label."]
+                if MED2VEC in config.baselines
+                else []
+            ),
+            f"Pretrained arms start from {from_run}." if from_run is not None else "Nothing was pretrained.",
+            *(f"{task} at {share:.0%} was left out: {why}" for (task, share), why in skipped.items()),
+            *notes,
+        ],
+    }
+    shown = {task: _table(task, judged) for task in tasks}
+    tables = {"models.md": "\n".join(f"### {t.caption}\n\n{t.written('markdown')}" for t in shown.values())}
+    for task, table in shown.items():
+        tables |= {f"{task}{ending}": table.written(ENDINGS[ending]) for ending in (".csv", ".tex")}
+    summary = write_comparison(out, store, config, metrics, differences, in_words(judged), sections, tables)
+    for task in tasks:
         curves = {
             name: [
                 (share, found["metrics"][name]["auroc"])
@@ -350,9 +353,8 @@ def _write(
             ]
             for name in metrics
         }
-        efficiency_plot(run / "plots" / f"labels_{task}.png", curves, "AUROC, held out", task)
-    write_report(run)
-    return read_json(run / "summary.json")
+        efficiency_plot(out / "comparison" / "plots" / f"labels_{task}.png", curves, "AUROC, held out", task)
+    return summary
 
 
 def _table(task: str, judged: Mapping[tuple[str, float], Mapping[str, Any]]) -> Table:

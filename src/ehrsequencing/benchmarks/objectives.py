@@ -11,18 +11,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrsequencing.benchmarks.cells import Claim, is_done, settle
+from ehrsequencing.benchmarks.cells import Claim, Observed, is_done, left_over, settle, write_comparison
 from ehrsequencing.benchmarks.compare import Comparison, compare, difference
+from ehrsequencing.benchmarks.configuration import ObjectivesConfig
 from ehrsequencing.benchmarks.few_labels import keep_labelled
-from ehrsequencing.config import METHOD_LR, FinetuneConfig, ObjectivesConfig, PretrainConfig, write_config
+from ehrsequencing.config import METHOD_LR, FinetuneConfig, PretrainConfig
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, RunError
-from ehrsequencing.io import atomic_path, read_json, write_json, write_text
-from ehrsequencing.tracking.experiment import ExperimentTracker
-from ehrsequencing.tracking.report import write_report
-from ehrsequencing.tracking.report_data import write_report_data
 from ehrsequencing.tracking.summary import split_key
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.objectives import OBJECTIVES
@@ -32,8 +29,6 @@ from ehrsequencing.training.runs import batch_source, model_config
 SCRATCH = "scratch"
 METRIC = "auroc"
 BASELINES = ("logistic_regression", "xgboost")
-
-Observed = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -134,8 +129,7 @@ def benchmark_objectives(
     everything = list(cells(config, names))
     for cell in everything:
         _train(cell, store, used, out, config, observed)
-    if left := [cell for cell in everything if not is_done(cell.folder(out))]:
-        say(f"{len(left)} of {len(everything)} trainings are with another process, which will judge; or run this again")
+    if left_over([cell.folder(out) for cell in everything], say):
         return None
     with Claim(out / "judge.lock") as mine:
         return _judge(store, used, out, config, tokens, oracle, say, bars) if mine else None
@@ -234,42 +228,27 @@ def _judge(
         models |= {row["model"]: row for row in judged.report["models"]}
         notes |= dict.fromkeys(judged.notes)
     sentences = in_words(differences, config, list(labels))
-    run = out / "comparison"
-    with ExperimentTracker("comparison", out, exist_ok=True) as tracker:
-        tracker.log_hyperparameters(config.model_dump(mode="json"))
-        tracker.log_metadata({"kind": "benchmark", "store": str(store.path), "store_fingerprint": store.fingerprint})
-        write_config(run / "config.toml", config)
-        tracker.save_summary(metrics, best={}, notes=sentences)
-        summary = read_json(run / "summary.json") | {"differences": differences}
-        write_json(run / "summary.json", summary)
-        write_report_data(
-            run,
-            {
-                "title": "What each objective of pretraining adds",
-                "plain_words": sentences,
-                "models": list(models.values()),
-                "differences": differences,
-                "caveats": [
-                    "Tokens that each pretraining read, of the same train subjects: "
-                    + ", ".join(f"{name} {number:,}" for name, number in tokens.items())
-                    + f"; {config.tokens:,} were asked for. Kept is the best epoch on tuning.",
-                    f"Seeds 0 to {config.seeds - 1} vary pretraining, fine-tuning and initialisation, not the labelled "
-                    "subjects.",
-                    "Scratch has the architecture that `ehrseq finetune` has without a base (bidirectional attention, "
-                    "days before the prediction time; objectives that predict from every visit have visit-causal "
-                    f"attention and gaps) and its own learning rate; that of full fine-tuning is {METHOD_LR['full']:g} "
-                    "unless set.",
-                    *notes,
-                ],
-            },
-        )
-        tracker.set_status("completed")
-    write_text(run / "objectives.md", table(metrics, differences, list(labels)))
-    with atomic_path(run / "objectives.csv") as temporary:
-        rows = [{"model": name, "metric": key, **entry} for name, own in metrics.items() for key, entry in own.items()]
-        pl.DataFrame(rows, infer_schema_length=None).write_csv(temporary)
-    write_report(run)
-    return summary
+    rows = [{"model": name, "metric": key, **entry} for name, own in metrics.items() for key, entry in own.items()]
+    sections = {
+        "title": "What each objective of pretraining adds",
+        "models": list(models.values()),
+        "caveats": [
+            "Tokens that each pretraining read, of the same train subjects: "
+            + ", ".join(f"{name} {number:,}" for name, number in tokens.items())
+            + f"; {config.tokens:,} were asked for. Kept is the best epoch on tuning.",
+            f"Seeds 0 to {config.seeds - 1} vary pretraining, fine-tuning and initialisation, not the labelled "
+            "subjects.",
+            "Scratch has the architecture that `ehrseq finetune` has without a base (bidirectional attention, days "
+            "before the prediction time; objectives that predict from every visit have visit-causal attention and "
+            f"gaps) and its own learning rate; that of full fine-tuning is {METHOD_LR['full']:g} unless set.",
+            *notes,
+        ],
+    }
+    tables = {
+        "objectives.md": table(metrics, differences, list(labels)),
+        "objectives.csv": pl.DataFrame(rows, infer_schema_length=None).write_csv(),
+    }
+    return write_comparison(out, store, config, metrics, differences, sentences, sections, tables)
 
 
 def _differences(judged: Comparison, task: str, config: ObjectivesConfig) -> list[dict[str, Any]]:

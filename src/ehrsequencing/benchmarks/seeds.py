@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ehrsequencing.benchmarks.cells import Observed
 from ehrsequencing.config import FinetuneConfig, write_config
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.errors import RunError
@@ -28,7 +27,7 @@ def finetune_seeds(
     from_run: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    observed: Callable[[str], AbstractContextManager[Any]],
+    observed: Observed,
 ) -> dict[str, Any]:
     """Fine-tune `seeds` times, from `config.loop.seed` upwards, into `out/arms/seed-*`.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,15 @@ app = typer.Typer(help="Whole comparisons, each in one command.", no_args_is_hel
 
 def _listed(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _tell(summary: Mapping[str, Any] | None, comparison: Path, table: str) -> None:
+    """What came out, where it is judged already."""
+    if summary is not None:
+        for sentence in summary["notes"]:
+            say(sentence)
+        say(f"table: {comparison / table}")
+        say(f"report: {comparison / 'report.html'}")
 
 
 @app.command("objectives")
@@ -34,7 +44,8 @@ def objectives(
     set_: Sets = None,
 ) -> None:
     """What each objective of pretraining adds, on the same tokens and labels; run it again, or twice, to go on."""
-    from ehrsequencing.config import ObjectivesConfig, load_config
+    from ehrsequencing.benchmarks.configuration import ObjectivesConfig
+    from ehrsequencing.config import load_config
 
     options = load_config(
         ObjectivesConfig,
@@ -53,11 +64,7 @@ def objectives(
     summary = benchmark_objectives(
         store, labels, out, options, oracle=oracle, say=say, bars=progress_bars, observed=observed
     )
-    if summary is not None:
-        for sentence in summary["notes"]:
-            say(sentence)
-        say(f"table: {out / 'comparison' / 'objectives.md'}")
-        say(f"report: {out / 'comparison' / 'report.html'}")
+    _tell(summary, out / "comparison", "objectives.md")
 
 
 @app.command("models")
@@ -77,7 +84,8 @@ def models(
     set_: Sets = None,
 ) -> None:
     """Every kind of model by the number of labels, each with the same number of settings; run it again to go on."""
-    from ehrsequencing.config import ModelsConfig, load_config
+    from ehrsequencing.benchmarks.configuration import ModelsConfig
+    from ehrsequencing.config import load_config
 
     try:
         shares = None if fractions is None else [float(share) for share in _listed(fractions) or []]
@@ -94,11 +102,7 @@ def models(
     summary = benchmark_models(
         store, labels, out, options, from_run=from_run, oracle=oracle, say=say, bars=progress_bars, observed=observed
     )
-    if summary is not None:
-        for sentence in summary["notes"]:
-            say(sentence)
-        say(f"table: {out / 'comparison' / 'models.md'}")
-        say(f"report: {out / 'comparison' / 'report.html'}")
+    _tell(summary, out / "comparison", "models.md")
 
 
 @app.command("embeddings")
@@ -117,7 +121,8 @@ def embeddings(
     set_: Sets = None,
 ) -> None:
     """Own, a third party's and random code vectors, frozen and trained, in the same model; run it again to go on."""
-    from ehrsequencing.config import EmbeddingsConfig, load_config
+    from ehrsequencing.benchmarks.configuration import EmbeddingsConfig
+    from ehrsequencing.config import load_config
 
     options = load_config(EmbeddingsConfig, config, set_ or [], {"seeds": seeds})
     from ehrsequencing.benchmarks.embeddings import benchmark_embeddings
@@ -126,8 +131,4 @@ def embeddings(
         store, labels, out, options,
         others=others, third_party=third_party, say=say, bars=progress_bars, observed=observed,
     )  # fmt: skip
-    if summary is not None:
-        for sentence in summary["notes"]:
-            say(sentence)
-        say(f"table: {out / 'comparison' / 'embeddings.md'}")
-        say(f"report: {out / 'comparison' / 'report.html'}")
+    _tell(summary, out / "comparison", "embeddings.md")

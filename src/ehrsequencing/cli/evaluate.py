@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ehrsequencing.cli.common import Accept, progress_bars, say
+from ehrsequencing.cli.common import Accept, progress_bars, say, show_table
 
 
 def evaluate(
@@ -50,7 +51,7 @@ def evaluate(
     threads: Annotated[int, typer.Option("--threads", min=1, help="For the baselines.")] = 2,
 ) -> None:
     """Judge runs and baselines on held-out subjects, or on another dataset, with 95 % intervals."""
-    from ehrsequencing.benchmarks.compare import evaluate_run, result_folder, untuned_folder
+    from ehrsequencing.benchmarks.evaluate import evaluate_run, result_folder, untuned_folder
     from ehrsequencing.benchmarks.validation import ValidationOptions
     from ehrsequencing.io import read_json
 
@@ -107,14 +108,11 @@ def _heading(key: str) -> str:
     return f"{population}: {metric}" if population in ("new", "seen") else metric
 
 
-def print_table(metrics: dict) -> None:
+def print_table(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """Models by metrics, each with its interval."""
-    from rich.console import Console
-    from rich.table import Table
-
     columns = list(dict.fromkeys(name for values in metrics.values() for name in values if not _of_subgroup(name)))
     shown = [name for name in columns if _heading(name) in SHOWN]
-    table = Table("model", *(_heading(name) for name in shown))
+    rows = []
     for model, values in metrics.items():
         if not any(name in values for name in shown):
             continue
@@ -122,8 +120,8 @@ def print_table(metrics: dict) -> None:
         for name in shown:
             entry = values.get(name)
             cells.append("" if entry is None else f"{entry['value']:.3f}\n[{entry['low']:.3f}, {entry['high']:.3f}]")
-        table.add_row(model, *cells)
-    Console().print(table)
+        rows.append((model, *cells))
+    show_table(("model", *(_heading(name) for name in shown)), rows)
 
 
 def _of_subgroup(key: str) -> bool:

@@ -132,10 +132,10 @@ def _row(run: RunRecord, folder: Path) -> list[str]:
 def _show(table: Table, form: str | None, out: Path | None) -> None:
     """Print a table, in the form asked for, or write it into a file, whose ending then names the form."""
     from ehrsequencing.io import write_text
+    from ehrsequencing.tracking.tables import ENDINGS
 
-    endings = {".md": "markdown", ".html": "html", ".csv": "csv", ".tex": "latex"}
     if out is not None:
-        write_text(out, table.written(form or endings.get(out.suffix.lower(), "markdown")))
+        write_text(out, table.written(form or ENDINGS.get(out.suffix.lower(), "markdown")))
         say(f"table: {out}")
     elif form is not None:
         say(table.written(form).rstrip())

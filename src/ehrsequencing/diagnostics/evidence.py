@@ -166,13 +166,22 @@ class Evidence:
             return None
         return -share * math.log(share) - (1 - share) * math.log(1 - share)
 
-    def prevalence(self, split: str) -> float | None:
-        """Share of positives of a binary task."""
+    def label_counts(self, split: str) -> tuple[int, int] | None:
+        """Positives, and examples, of a binary task."""
         examples = (self.metadata.get("examples") or {}).get(split)
         positives = (self.metadata.get("positives") or {}).get(split)
         if not examples or positives is None or self.metadata.get("categories"):
             return None
-        return positives / examples
+        return positives, examples
+
+    def prevalence(self, split: str) -> float | None:
+        """Share of positives of a binary task."""
+        counts = self.label_counts(split)
+        return None if counts is None else counts[0] / counts[1]
+
+    def at_best(self, metric: str) -> float | None:
+        """A metric at the best epoch."""
+        return None if self.best_epoch is None else self.series(metric).get(self.best_epoch)
 
     def train_series(self, target: Target) -> dict[int, float]:
         """{epoch: train loss} of a target; empty where the history has another figure."""

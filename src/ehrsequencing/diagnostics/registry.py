@@ -78,7 +78,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "leak",
         "a split that leaks",
-        "rows of the audit; subjects of tuning and held-out that the base run trained on",
+        "rows of the audit; subjects of tuning and held-out that a run it comes from trained on",
         "an error, accepted or not; one subject",
         "`ehrseq task audit`; pretrain on the same splits",
         data.leak,
@@ -86,7 +86,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "small-validation",
         "a validation set too small to mean anything",
-        "95 % interval of the tuning AUROC (Hanley and McNeil) or loss (over subjects)",
+        "95 % interval of the tuning AUROC (Hanley and McNeil; of several labels DeLong, over subjects) or loss (over "
+        "subjects)",
         f"half width above {learning.WIDE_AUROC:g}, or above {learning.WIDE_LOSS:.0%} of the floor; fewer than "
         f"{learning.MIN_SUBJECTS} subjects",
         "more subjects",

@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ehrsequencing.diagnostics.auroc import Z
 from ehrsequencing.diagnostics.evidence import Evidence
 from ehrsequencing.diagnostics.findings import DoesNotApply, Finding, Missing
-from ehrsequencing.diagnostics.rules_learning import Z, at_floor
+from ehrsequencing.diagnostics.rules_learning import at_floor
 from ehrsequencing.evaluation.sample_size import auroc_standard_error
 
 MOST_UNKNOWN = 0.05
@@ -130,7 +131,10 @@ def leak(run: Evidence) -> Finding | None:
     for split, shared in overlap.items():
         if shared:
             severity = "problem"
-            parts.append(f"the run that --from names trained on {shared:,} subjects of {split.replace('_', '-')}")
+            parts.append(
+                f"the run that --from names, or one that it came from, trained on {shared:,} subjects of "
+                f"{split.replace('_', '-')}"
+            )
     if parts:
         return Finding(
             "leak",
@@ -142,7 +146,7 @@ def leak(run: Evidence) -> Finding | None:
     if run.kind == "finetune" and not (run.metadata.get("audit") or run.report.get("audit")):
         raise Missing("the labels were not audited")
     if not run.from_scratch and not overlap and run.metadata.get("from_run"):
-        raise Missing("the store of the base run is not at hand, so its subjects are not compared")
+        raise Missing("a run that this one comes from, or its store, is not at hand, so its subjects are not compared")
     return None
 
 
@@ -160,7 +164,7 @@ def shift(run: Evidence) -> Finding | None:
                 f"{figures['null_sd']:.2f}"
             )
     parts += [line for row in audited if row["result"] == "warning" for line in row["found"]]
-    counts = {split: _counts(run, split) for split in ("train", "tuning")}
+    counts = {split: run.label_counts(split) for split in ("train", "tuning")}
     if all(counts.values()) and not audited:
         (p, n), (q, m) = (pair for pair in counts.values() if pair)
         pooled = (p + q) / (n + m)
@@ -179,14 +183,6 @@ def shift(run: Evidence) -> Finding | None:
     if not shifts:
         raise Missing("the run recorded no comparison of its splits")
     return None
-
-
-def _counts(run: Evidence, split: str) -> tuple[int, int] | None:
-    examples = (run.metadata.get("examples") or {}).get(split)
-    positives = (run.metadata.get("positives") or {}).get(split)
-    if not examples or positives is None or run.metadata.get("categories"):
-        return None
-    return positives, examples
 
 
 def transfer(run: Evidence) -> Finding | None:
@@ -256,7 +252,7 @@ def _beside_scratch(run: Evidence) -> Finding | None:
     metadata = run.metadata
     if metadata.get("categories"):
         raise Missing("multi-label runs are compared by `ehrseq evaluate RUN STORE --with SCRATCH`")
-    best = run.series("val_auroc").get(run.best_epoch if run.best_epoch is not None else -1)
+    best = run.at_best("val_auroc")
     if best is None:
         raise Missing("no epoch is judged yet")
     folder = run.path.resolve().parent
@@ -272,7 +268,7 @@ def _beside_scratch(run: Evidence) -> Finding | None:
             other.metadata.get(key) == metadata.get(key) and metadata.get(key)
             for key in ("labels_hash", "store_fingerprint")
         )
-        auroc = other.series("val_auroc").get(other.best_epoch if other.best_epoch is not None else -1)
+        auroc = other.at_best("val_auroc")
         if same and other.method == "scratch" and auroc is not None and other.ended:
             found.append(
                 (path.parent.name if folder.name != "arms" else str(path.parent.relative_to(folder.parents[1])), auroc)

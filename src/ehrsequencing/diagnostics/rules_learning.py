@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from statistics import NormalDist, fmean, median
+from statistics import fmean, median
 
+from ehrsequencing.diagnostics.auroc import beside_chance, precision
 from ehrsequencing.diagnostics.evidence import Evidence, Target
 from ehrsequencing.diagnostics.findings import DoesNotApply, Finding, Missing
-from ehrsequencing.evaluation.sample_size import auroc_standard_error
 
-Z = NormalDist().inv_cdf(0.975)
 RISE = 0.02
 """Overfitting: the tuning loss ends this share of its floor above its lowest; a healthy one wanders by less within a
 patience of three, and the overfitted run of the troubleshooting guide rose by 3.3 %."""
@@ -202,49 +201,30 @@ def chance(run: Evidence) -> Finding | None:
 
 
 def _chance_auroc(run: Evidence) -> Finding | None:
-    counts = _tuning_counts(run)
-    auroc = run.series("val_auroc").get(run.best_epoch if run.best_epoch is not None else -1)
-    if auroc is None:
-        raise Missing("no epoch is judged yet")
-    error = auroc_standard_error(0.5, *counts)
-    if auroc - 0.5 > Z * error:
+    auroc, half, what = beside_chance(run)
+    if auroc - 0.5 > half:
         return None
     return Finding(
         "chance-level",
         "problem",
         "the model ranks subjects no better than a coin",
-        f"tuning AUROC {auroc:.3f} on {counts[0]} positives and {counts[1]} negatives, where chance alone gives 0.5 "
-        f"plus or minus {Z * error:.3f}",
+        f"{what}, where chance alone gives 0.5 plus or minus {half:.3f}",
         "check the labels (`ehrseq task audit STORE LABELS`), start from a pretrained run (--from), try another --lr",
     )
-
-
-def _tuning_counts(run: Evidence) -> tuple[int, int]:
-    examples = (run.metadata.get("examples") or {}).get("tuning")
-    positives = (run.metadata.get("positives") or {}).get("tuning")
-    if run.metadata.get("categories"):
-        raise Missing("a multi-label AUROC has no standard error by a formula; `ehrseq evaluate` gives intervals")
-    if not examples or not positives or positives >= examples:
-        raise Missing("the run does not say how many tuning labels are positive")
-    return positives, examples - positives
 
 
 def small_validation(run: Evidence) -> Finding | None:
     """A tuning set whose figures have so wide an interval that they choose epochs and models by chance."""
     remedy = "prepare more subjects, or give tuning more of them; until then compare no two runs by this figure"
     if run.kind == "finetune":
-        positives, negatives = _tuning_counts(run)
-        auroc = run.series("val_auroc").get(run.best_epoch if run.best_epoch is not None else -1, 0.75)
-        # At an AUROC of 1 or 0 the formula says there is no error; a formula of a few rows knows better at 0.9.
-        half = Z * auroc_standard_error(min(max(auroc, 0.1), 0.9), positives, negatives)
+        half, known = precision(run)
         if half <= WIDE_AUROC:
             return None
         return Finding(
             "small-validation",
             "warning",
             "the tuning set is too small to mean much",
-            f"with {positives} positives and {negatives} negatives an AUROC of {auroc:.2f} is known to plus or minus "
-            f"{half:.2f} (95 %)",
+            f"{known} is known to plus or minus {half:.2f} (95 %)",
             remedy,
         )
     target = target_of(run)

@@ -23,6 +23,8 @@ class RunRecord:
         what: Objective of a pretraining, method of a fine-tuning.
         model: Name of the run's own model, the first of its summary; None before it has one.
         metrics: Of that model.
+        task, best_epoch, epochs, trainable, total, trained_bytes: Of the arm that trained the model, where the run
+            itself trained none, as a demonstration.
         trainable, total: Numbers of parameters.
         trained_bytes: Size of the adapter folder where there is one, else of the model's weights.
         seeds: Trainings behind the metrics.
@@ -68,9 +70,14 @@ def read_run(path: str | Path) -> RunRecord:
     settings = _json(path / "hyperparameters.json")
     metrics = summary.get("metrics") or {}
     model = next(iter(metrics), None)
-    parameters = metadata.get("parameters") or {}
     arms = sorted((path / "arms").glob("seed-*"))
-    holder = arms[0] if arms else path
+    holder, training = arms[0] if arms else path, metadata
+    if not arms and "parameters" not in metadata and (own := _arm_of(path, model)) is not None:
+        # A demonstration's first model is one of its arms, whose training says what this run cannot.
+        holder = own
+        history = _json(own / "logs" / "metrics_history.json")
+        training = _json(own / METADATA) | metadata
+    parameters = training.get("parameters") or {}
     seconds = metadata.get("seconds")
     if arms:
         # The folder of several seeds counts their sum; one training is what its size is weighed against.
@@ -80,11 +87,11 @@ def read_run(path: str | Path) -> RunRecord:
         path=path,
         kind=str(metadata.get("kind", "run")),
         what=metadata.get("method") or settings.get("objective"),
-        task=metadata.get("task"),
+        task=training.get("task"),
         status=str(metadata["status"]),
         created=metadata.get("created"),
         seconds=seconds,
-        best_epoch=metadata.get("best_epoch"),
+        best_epoch=training.get("best_epoch"),
         epochs=1 + max((rows[-1]["epoch"] for rows in history.values() if rows), default=-1),
         seeds=len(arms) or 1,
         trainable=parameters.get("trainable"),
@@ -94,6 +101,16 @@ def read_run(path: str | Path) -> RunRecord:
         metrics=metrics[model] if model else {},
         metadata=metadata,
     )
+
+
+def _arm_of(path: Path, model: str | None) -> Path | None:
+    """The arm of a run that trained a model; None where there is none, or no telling which."""
+    named = [
+        arm.parent
+        for arm in sorted(path.glob(f"arms/*/{METADATA}"))
+        if model is not None and next(iter(_json(arm.parent / "summary.json").get("metrics") or {}), None) == model
+    ]
+    return named[0] if len(named) == 1 else None
 
 
 def find_runs(folder: str | Path, *, arms: bool = False) -> list[RunRecord]:

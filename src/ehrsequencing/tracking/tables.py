@@ -107,3 +107,5 @@ def html_table(shown: Table) -> Html:
 
 
 FORMS: dict[str, Callable[[Table], str]] = {"markdown": _markdown, "html": _html, "csv": _csv, "latex": _latex}
+ENDINGS = {".md": "markdown", ".html": "html", ".csv": "csv", ".tex": "latex"}
+"""The form that a file's name asks for."""

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ehrsequencing.config import ContrastiveOptions
 from ehrsequencing.data.batching import Batch, BatchSource
 from ehrsequencing.errors import DataError
 from ehrsequencing.objectives.contrastive import info_nce, info_nce_statistics, similarities
 from ehrsequencing.objectives.mlm import hashed_uniform
+from ehrsequencing.options import ContrastiveOptions
 from ehrsequencing.training.next_visit import nothing
 from ehrsequencing.training.plans import FIXED_EPOCH, Totals, fixed_batches, ratio_interval
 from ehrsequencing.training.segments import segment

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from lightning.fabric import Fabric
 
-from ehrsequencing.config import LoopOptions
 from ehrsequencing.errors import ConfigError
+from ehrsequencing.options import LoopOptions
 
 
 def resolve_loop(loop: LoopOptions) -> LoopOptions:

@@ -85,16 +85,35 @@ def stability_index(expected: np.ndarray, actual: np.ndarray) -> float:
 
 
 def base_overlap(store: TokenStore, from_run: Path) -> dict[str, int]:
-    """Subjects of tuning and held-out that a base was trained on, per split; {} where its store is not there."""
-    metadata = from_run / "metadata.json"
-    content = read_json(metadata) if metadata.is_file() else {}
-    if content.get("store_fingerprint") == store.fingerprint:
-        return dict.fromkeys(SPLITS[1:], 0)
+    """Subjects of tuning and held-out that a base, or a run that it came from, was trained on, per split.
+
+    {} where a store or a run of these is not there, unless those that are there have trained on some already.
+    """
+    judged = {name: np.asarray(store.split(name).subject_id) for name in SPLITS[1:]}
+    seen = {name: np.zeros(len(subjects), dtype=bool) for name, subjects in judged.items()}
+    complete, met = True, set[Path]()
+    following: Path | None = from_run
+    while following is not None and following.resolve() not in met:
+        met.add(following.resolve())
+        metadata = following / "metadata.json"
+        content = read_json(metadata) if metadata.is_file() else {}
+        if content.get("store_fingerprint") != store.fingerprint:
+            trained = _trained_on(content)
+            if trained is None:
+                complete = False
+            else:
+                for name, subjects in judged.items():
+                    seen[name] |= trained.index_of(subjects) >= 0
+        following = Path(base) if (base := content.get("from_run")) else None
+    if not complete and not any(found.any() for found in seen.values()):
+        return {}
+    return {name: int(found.sum()) for name, found in seen.items()}
+
+
+def _trained_on(metadata: dict[str, Any]) -> SplitStore | None:
+    """Train of the store of a run, None where that is gone or another one lies in its place."""
     try:
-        other = TokenStore.open(str(content.get("store", "")))
+        store = TokenStore.open(str(metadata.get("store", "")))
     except StoreError:
-        return {}
-    if other.fingerprint != content.get("store_fingerprint"):
-        return {}
-    seen = other.split("train")
-    return {name: int((seen.index_of(store.split(name).subject_id) >= 0).sum()) for name in SPLITS[1:]}
+        return None
+    return store.split("train") if store.fingerprint == metadata.get("store_fingerprint") else None

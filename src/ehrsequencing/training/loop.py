@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ehrsequencing.config import LoopOptions, OptimOptions
 from ehrsequencing.errors import CheckpointError, RunError
 from ehrsequencing.models.folder import PretrainedModel
 from ehrsequencing.models.lora import note_gradients
+from ehrsequencing.options import LoopOptions, OptimOptions
 from ehrsequencing.tracking.experiment import ExperimentTracker, load_checkpoint
 from ehrsequencing.training.callbacks import EarlyStopping, Observer
 from ehrsequencing.training.device import make_fabric

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ehrsequencing.config import NvpOptions
 from ehrsequencing.data.batching import Batch, BatchSource
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, Vocabulary
 from ehrsequencing.errors import DataError
@@ -23,6 +22,7 @@ from ehrsequencing.objectives.next_visit import (
     seen_visits,
     transitions,
 )
+from ehrsequencing.options import NvpOptions
 from ehrsequencing.training.plans import FIXED_EPOCH, MLMPlan, Totals, fixed_batches, ratio_interval
 from ehrsequencing.training.segments import segment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import SplitStore
 from ehrsequencing.data.vocabulary import Vocabulary
-from ehrsequencing.errors import ConfigError, DataError
+from ehrsequencing.errors import CheckpointError, ConfigError, DataError
+from ehrsequencing.io import read_json
 from ehrsequencing.models.behrt import (
     BEHRTConfig,
     BEHRTForMLM,
@@ -97,6 +99,31 @@ def visits_of(split: SplitStore) -> np.ndarray:
     if len(filled):
         found[filled] = np.maximum.reduceat(np.asarray(split.visit), split.offsets[:-1][filled]).astype(np.int64) + 1
     return found
+
+
+def refuse_other_head(folder: Path, config: PretrainConfig, model: type[Any], head: dict[str, Any]) -> None:
+    """A base of the same objective brings its head along, whose shape is not asked for anew.
+
+    Args:
+        folder: Model folder of the base.
+        model: Class of the model.
+        head: Constructor arguments of its head, as asked for.
+
+    Raises:
+        ConfigError: the base's head was made with others.
+        CheckpointError: the folder has no configuration.
+    """
+    manifest = read_json(folder / "config.json", CheckpointError)
+    own = manifest.get("head") or {}
+    if manifest.get("architecture") != model.__name__:
+        return
+    if odd := [name for name, value in head.items() if own.get(name, value) != value]:
+        raise ConfigError(
+            f"{folder.parent} was pretrained with other options of {config.objective}",
+            got=", ".join(f"{config.objective}.{name}={head[name]}" for name in odd),
+            expected=", ".join(f"{config.objective}.{name}={own[name]}" for name in odd),
+            remedy="ask for those of the base with --set, or start from a base of another objective or from none",
+        )
 
 
 def decided(config: PretrainConfig, built: BEHRTConfig) -> PretrainConfig:

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from ehrsequencing.config import OptimOptions
 from ehrsequencing.errors import AdapterError
+from ehrsequencing.options import OptimOptions
 
 
 def build_optimizer(model: torch.nn.Module, options: OptimOptions) -> torch.optim.AdamW:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from ehrsequencing.objectives.mlm import (
     uniform_floor,
     unigram_floor,
 )
+from ehrsequencing.training.ranking import macro_auroc_error
 
 FIXED_EPOCH = -1
 """Epoch number of masks that are drawn once, from the subject's identity."""
@@ -325,7 +327,10 @@ class MultiLabelPlan(ClassificationPlan):
         return loss, {"loss_sum": loss.item() * len(logits), "count": len(logits)}
 
     def validate(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
-        """Loss over all decisions; metrics over the categories that tuning has with and without positives."""
+        """Loss over all decisions; metrics over the categories that tuning has with and without positives.
+
+        `auroc_macro_error` is the standard error of `auroc_macro` over subjects.
+        """
         score, target = self.tuning_logits(model, device)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(score.double(), target.double())
         share = target.mean(0)
@@ -336,7 +341,13 @@ class MultiLabelPlan(ClassificationPlan):
         for name, metric in (("auroc", binary_auroc), ("auprc", binary_average_precision)):
             found[f"{name}_micro"] = metric(probability.flatten(), truth.flatten()).item()
             found[f"{name}_macro"] = float(np.mean([metric(p, y).item() for p, y in by_category]))
+        found["auroc_macro_error"] = macro_auroc_error(probability.numpy(), truth.numpy(), self._subjects)
         return found
+
+    @cached_property
+    def _subjects(self) -> np.ndarray:
+        """Whose the rows of tuning are, in the order of `tuning_logits`."""
+        return np.concatenate([batch.subject_ids.numpy() for batch in self.tuning.fixed()])
 
 
 class Totals:

@@ -18,7 +18,7 @@ from ehrsequencing.training.callbacks import Observer
 from ehrsequencing.training.code_vectors import code_vector_model
 from ehrsequencing.training.facts import base_overlap, data_facts
 from ehrsequencing.training.loop import FitResult, Trainer
-from ehrsequencing.training.objectives import OBJECTIVES, decided
+from ehrsequencing.training.objectives import OBJECTIVES, decided, refuse_other_head
 from ehrsequencing.training.plans import PretrainPlan
 from ehrsequencing.training.runs import (
     CHANGEABLE,
@@ -104,6 +104,7 @@ def pretrain(
         model = objective.model(built, **head)
     else:
         options = config.model.model_dump(include=config.model.model_fields_set & CHANGEABLE)
+        refuse_other_head(base_folder, config, objective.model, head)
         with warnings_to(observer, notes):
             model = load_base(objective.model, base_folder, store, **options, **head)
     if not of_codes:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 
-from ehrsequencing.config import FinetuneConfig, LoopOptions, ModelOptions, PretrainConfig, read_config, write_config
+from ehrsequencing.config import FinetuneConfig, PretrainConfig, read_config, write_config
 from ehrsequencing.data.batching import BatchSource
 from ehrsequencing.data.rules import RULES_FILE, refuse_other_rules
 from ehrsequencing.data.schema import KINDS
@@ -29,6 +29,7 @@ from ehrsequencing.models.classification import SequenceClassifier
 from ehrsequencing.models.configuration import SequenceConfig
 from ehrsequencing.models.folder import PretrainedModel, tensors_hash
 from ehrsequencing.models.survival import SurvivalModel
+from ehrsequencing.options import LoopOptions, ModelOptions
 from ehrsequencing.tracking.experiment import ExperimentTracker
 from ehrsequencing.tracking.rundir import refuse_existing
 from ehrsequencing.training.callbacks import Observer

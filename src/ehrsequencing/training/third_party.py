@@ -12,7 +12,6 @@ import polars as pl
 import torch
 from torch import nn
 
-from ehrsequencing.config import EmbeddingOptions
 from ehrsequencing.data.dataset import CODES_FILE
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, VOCABULARY_FILE, Vocabulary
@@ -25,6 +24,7 @@ from ehrsequencing.models.embeddings import code_std
 from ehrsequencing.models.folder import CONFIG_FILE, PretrainedModel, plain_name
 from ehrsequencing.models.med2vec import Med2Vec, SkipGram
 from ehrsequencing.models.text_embeddings import describe_codes
+from ehrsequencing.options import EmbeddingOptions
 
 _STARTS = {"normal": "draws of the same mean and spread", "mean": "the mean of those found"}
 LEVELS = ("exact", "normalised", "parent", "rolled", "none")

@@ -15,6 +15,7 @@ from tests.unit.tasks.small_datasets import write_dataset
 
 from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
 from ehrsequencing.data.dataset import MedsWriter
+from ehrsequencing.data.labels import NO_CATEGORY, write_labels
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.synthetic import synthesise
@@ -63,6 +64,21 @@ def labels_file(store: TokenStore, truth: np.ndarray, path: Path, **kept: int) -
     return path
 
 
+def several_labels(store: TokenStore, truth: np.ndarray, path: Path, **kept: int) -> Path:
+    """As `labels_file`, of several categories: truth is bool [subjects, categories]."""
+    binary = pl.read_parquet(labels_file(store, np.zeros(len(truth), dtype=bool), path, **kept))
+    names = [f"kind_{index}" for index in range(truth.shape[1])]
+    rows = [
+        (subject, time, name)
+        for subject, time in binary.select("subject_id", "prediction_time").iter_rows()
+        for name in [n for n, yes in zip(names, truth[subject], strict=True) if yes] or [NO_CATEGORY]
+    ]
+    columns = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "categorical_value": pl.String}
+    frame = pl.DataFrame(rows, columns, orient="row")
+    write_labels(path, frame, {"task": "kinds", "kind": "multilabel", "categories": names})
+    return path
+
+
 @pytest.fixture(scope="session")
 def clinic(tmp_path_factory) -> SimpleNamespace:
     """Stores, labels, and functions that train on them."""
@@ -80,6 +96,13 @@ def clinic(tmp_path_factory) -> SimpleNamespace:
     few = labels_file(store, flipped, root / "few.parquet", tuning=24)
     some = labels_file(store, flipped, root / "some.parquet", train=120)
     unlearnable = labels_file(store, coin, root / "coin.parquet")
+    kinds = np.stack([disease < 3, disease % 2 == 0, disease == 5], axis=1) ^ (generator.random((1600, 3)) < 0.15)
+    coins = generator.random((1600, 3)) < 0.5
+    several = SimpleNamespace(
+        learnable=several_labels(store, kinds, root / "kinds.parquet"),
+        few=several_labels(store, kinds, root / "few-kinds.parquet", tuning=10),
+        coin=several_labels(store, coins, root / "coins.parquet"),
+    )
 
     def pretrained(name: str, *, data: str = "store", from_run: Path | None = None, **options: Any) -> Path:
         given = LOOP | ({} if from_run else MODEL) | {key.replace("__", "."): value for key, value in options.items()}
@@ -99,6 +122,7 @@ def clinic(tmp_path_factory) -> SimpleNamespace:
         few=few,
         some=some,
         coin=unlearnable,
+        several=several,
         pretrained=pretrained,
         finetuned=finetuned,
     )

@@ -82,6 +82,29 @@ def test_a_base_that_trained_on_tuning_subjects(clinic, healthy, adapted, tmp_pa
     assert "leak" in found(change(adapted, tmp_path / "run", "metadata.json", base_overlap=overlap))
 
 
+def test_every_run_that_a_base_came_from_is_looked_at(clinic, healthy, tmp_path):
+    """The base is innocent, the run before it is not; what was trained on twice counts once."""
+    rows, _ = clinic_rows(300, np.random.default_rng(1))
+    store = split_store(tmp_path / "judged", rows, {"train": range(200, 300), "tuning": range(200)})
+    own = {"store": str(store.path), "store_fingerprint": store.fingerprint}
+    seen = int((clinic.store.split("train").subject_id < 200).sum())
+    between = change(healthy, tmp_path / "between", "metadata.json", **own, from_run=str(healthy))
+    assert base_overlap(store, change(healthy, tmp_path / "base", "metadata.json", **own)) == {
+        "tuning": 0,
+        "held_out": 0,
+    }
+    assert base_overlap(store, between) == {"tuning": seen, "held_out": 0}
+    twice = change(healthy, tmp_path / "twice", "metadata.json", from_run=str(between))
+    assert base_overlap(store, twice) == {"tuning": seen, "held_out": 0}
+    # A run that is gone leaves it open, unless another has trained on them; runs that name each other end.
+    gone = change(healthy, tmp_path / "gone", "metadata.json", **own, from_run=str(tmp_path / "none"))
+    assert base_overlap(store, gone) == {}
+    known = change(healthy, tmp_path / "known", "metadata.json", from_run=str(tmp_path / "none"))
+    assert base_overlap(store, known) == {"tuning": seen, "held_out": 0}
+    circle = change(healthy, tmp_path / "circle", "metadata.json", **own, from_run=str(tmp_path / "circle"))
+    assert base_overlap(store, circle) == {"tuning": 0, "held_out": 0}
+
+
 def test_a_base_whose_store_is_gone_cannot_be_compared(clinic, healthy, adapted, tmp_path):
     base = change(healthy, tmp_path / "base", "metadata.json", store=str(tmp_path / "gone"), store_fingerprint="0")
     assert base_overlap(clinic.store, base) == {}

@@ -102,6 +102,63 @@ def test_chance_ends_where_noise_ends(tmp_path, auroc, ill):
     assert ("chance-level" in rules_of(judge(run))) == ill
 
 
+def test_several_labels_that_are_learned_are_checked_and_free(clinic, healthy):
+    run = clinic.finetuned("kinds", clinic.several.learnable, healthy, method="full", loop__epochs=1, optim__lr=6e-3)
+    diagnosis = diagnose(run)
+    assert {"chance-level", "small-validation"} <= set(diagnosis.checked)
+
+
+def test_several_labels_from_coins_are_at_chance(clinic, healthy):
+    run = clinic.finetuned("coins", clinic.several.coin, healthy, method="lora", loop__epochs=1)
+    (finding,) = [finding for finding in diagnose(run).findings if finding.rule == "chance-level"]
+    assert "mean tuning AUROC 0." in finding.evidence and "of 3 categories, where chance alone" in finding.evidence
+
+
+def test_a_tuning_set_too_small_for_several_labels(clinic, healthy):
+    run = clinic.finetuned("few-kinds", clinic.several.few, healthy, method="full", loop__epochs=1, optim__lr=6e-3)
+    (finding,) = [finding for finding in diagnose(run).findings if finding.rule == "small-validation"]
+    assert "positives in 10 rows, the mean of 3 categories, an AUROC of" in finding.evidence
+
+
+def several(path, auroc, error, positives=900):
+    """A fine-tuning on 6 categories, of which tuning has 3 with and without positives."""
+    run = history(path, val_loss=[0.5], train_loss=[0.5], val_auroc_macro=[auroc], val_auroc_macro_error=[error])
+    entry = {"value": auroc, "categories": 3}
+    return replace(
+        run,
+        metadata=run.metadata | {"categories": 6, "positives": {"tuning": positives}},
+        summary={"metrics": {"own": {"tuning:t/auroc_macro": entry}}},
+    )
+
+
+@pytest.mark.parametrize(("auroc", "ill"), [(0.538, True), (0.541, False)])
+def test_chance_of_several_labels_ends_where_their_noise_ends(tmp_path, auroc, ill):
+    assert ("chance-level" in rules_of(judge(several(tmp_path, auroc, 0.02)))) == ill
+
+
+@pytest.mark.parametrize(
+    ("auroc", "error", "positives", "ill"),
+    [
+        (0.7, 0.0515, 900, True), (0.7, 0.0505, 900, False),
+        # Nothing misplaced of one positive each says little, whatever was measured; of many it says enough.
+        (1.0, 0.0, 3, True), (1.0, 0.0, 300, False),
+    ],
+)  # fmt: skip
+def test_precision_of_several_labels(tmp_path, auroc, error, positives, ill):
+    assert ("small-validation" in rules_of(judge(several(tmp_path, auroc, error, positives)))) == ill
+
+
+def test_several_labels_of_an_older_run_are_not_checked_and_it_says_why(tmp_path):
+    run = several(tmp_path, 0.6, 0.02)
+    for metric, why in (
+        ("val_auroc_macro_error", "recorded no error of its mean AUROC"),
+        ("val_auroc_macro", "no epoch"),
+    ):
+        older = replace(run, history={name: rows for name, rows in run.history.items() if name != metric})
+        missing = dict(judge(older).missing)
+        assert why in missing["chance-level"] and why in missing["small-validation"]
+
+
 def at_level(healthy, target, value, half, unigram=3.9):
     """The healthy run as if its tuning loss had stayed at a level, with another floor of unigram counts."""
     floors = json.loads((healthy / "metadata.json").read_text())["floors"]

@@ -7,13 +7,14 @@ import pytest
 import torch
 from tests.unit.models.small_models import make_config
 
-from ehrsequencing.config import EmbeddingOptions, FinetuneConfig, PretrainConfig, load_config
+from ehrsequencing.config import FinetuneConfig, PretrainConfig, load_config
 from ehrsequencing.data.vocabulary import NUM_SPECIAL, SPECIAL_TOKENS, Vocabulary
 from ehrsequencing.errors import ConfigError, DataError
 from ehrsequencing.models.behrt import BEHRTForMLM
 from ehrsequencing.models.embedding_files import EmbeddingTable
 from ehrsequencing.models.embeddings import code_std
 from ehrsequencing.models.lora import apply_lora_to_behrt
+from ehrsequencing.options import EmbeddingOptions
 from ehrsequencing.training.third_party import (
     apply_embeddings,
     code_embedding,
