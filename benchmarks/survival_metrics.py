@@ -174,7 +174,7 @@ def _torchsurv_uno(data: Data) -> float:
     from torchsurv.stats.ipcw import get_ipcw
 
     risk, event, durations, _ = _tensors(data)
-    weight = get_ipcw(event, durations)
+    weight = get_ipcw(event, durations).double()
     return ConcordanceIndex()(risk, event, durations, weight=weight, tmax=torch.tensor(_tau(data))).item()
 
 

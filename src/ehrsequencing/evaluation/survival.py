@@ -115,7 +115,7 @@ class Wolbers:
             self._censoring.require(float(days[counted].max()), "the last event, or tau,")
         self._later = PairCounts(days, counted, risk, keep=keep)
         # Time turned round, competing events of a day before its others: they are pairs of `_later` already.
-        self._earlier = PairCounts(-(2.0 * dense_ranks(days) + ~counted), counted, risk, keep=keep)
+        self._earlier = PairCounts(-(2 * dense_ranks(days) + ~counted).astype(np.float64), counted, risk, keep=keep)
 
     def __call__(self, weights: Array) -> Array:
         if self._censoring is None:
@@ -170,7 +170,7 @@ class Antolini:
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Events, and what each wins against all rows from the first that is later than one of them."""
-        n, done, interval, safety = len(self._order), 0, -1, None
+        n, done, interval, safety = len(self._order), 0, 1, self._interval(1)
         edges = np.append(0.0, self._prediction.days)
         while done < len(self._firsts):
             begin = int(self._later[done])
