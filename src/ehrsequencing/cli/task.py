@@ -53,6 +53,17 @@ def build(
         float | None,
         typer.Option("--minimum-age-years", help="Age at prediction, at least (18); 0 keeps unknown ages."),
     ] = None,
+    at_days: Annotated[
+        str | None,
+        typer.Option("--at-days", help="Landmarks: days after the first event, for example 365.25,1826.25."),
+    ] = None,
+    at_age_years: Annotated[
+        str | None, typer.Option("--at-age-years", help="Landmarks: ages at which a subject is asked, for example 50.")
+    ] = None,
+    at_kind: Annotated[
+        str | None,
+        typer.Option("--at-kind", help="Of ends of visits those with an event of this kind, for example diagnosis."),
+    ] = None,
     hours_after_admission: Annotated[
         int | None,
         typer.Option("--hours-after-admission", help="Prediction time of tasks asked within a hospital stay (24)."),
@@ -83,7 +94,7 @@ def build(
     from ehrsequencing.data.labels import manifest_path, write_labels
     from ehrsequencing.errors import ConfigError, RunError
     from ehrsequencing.evaluation.sample_size import split_guidance
-    from ehrsequencing.tasks.base import MAX_DAYS
+    from ehrsequencing.tasks.base import MAX_DAYS, CohortRules
     from ehrsequencing.tasks.cohorts import build_labels, parse_task
     from ehrsequencing.tasks.temporal import parse_date, split_by_time
 
@@ -101,6 +112,9 @@ def build(
         "spacing_days": spacing_days,
         "minimum_age_years": minimum_age_years,
         "hours_after_admission": hours_after_admission,
+        "at_days": _numbers("--at-days", at_days),
+        "at_age_years": _numbers("--at-age-years", at_age_years),
+        "at_kind": at_kind,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if unknown := sorted(set(given) - set(asdict(parsed.rules))):
@@ -108,6 +122,8 @@ def build(
             f"task {task} has no such option", got=", ".join(unknown), expected=", ".join(asdict(parsed.rules))
         )
     rules = replace(parsed.rules, **given)  # type: ignore[arg-type]
+    if isinstance(rules, CohortRules) and (idle := sorted(rules.idle() & set(given))):
+        raise ConfigError(f"{', '.join(idle)} has no effect at landmarks", remedy="give one of them")
     if train_before is None:
         for option, value in (("--test-after", test_after), ("--horizon-days", horizon_days)):
             if value is not None:
@@ -133,3 +149,17 @@ def build(
     for note in manifest["notes"]:
         say(f"note: {note}")
     say(f"labels written to {out}")
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Numbers parted by commas; None where the option is not given."""
+    from ehrsequencing.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"{option} takes numbers parted by commas", got=text[:80], expected="365.25,1826.25"
+        ) from None
