@@ -68,6 +68,26 @@ def build(
         int | None,
         typer.Option("--hours-after-admission", help="Prediction time of tasks asked within a hospital stay (24)."),
     ] = None,
+    best_c: Annotated[
+        float | None,
+        typer.Option(
+            "--best-c", help="Survival tasks: keep the cohort, and make the outcome from its records with this best C."
+        ),
+    ] = None,
+    order_share: Annotated[
+        float | None, typer.Option("--order-share", help="With --best-c: share of the risk that hangs on order (0.5).")
+    ] = None,
+    censoring_rate: Annotated[
+        float | None,
+        typer.Option("--censoring-rate", help="Survival tasks: subjects leave at this rate a year, exponentially."),
+    ] = None,
+    censoring_strength: Annotated[
+        float | None,
+        typer.Option(
+            "--censoring-strength",
+            help="With --censoring-rate, on synthetic records: log-rate per standard deviation of the hidden state.",
+        ),
+    ] = None,
     train_before: Annotated[
         str | None,
         typer.Option(
@@ -94,8 +114,11 @@ def build(
     from ehrsequencing.data.labels import manifest_path, write_labels
     from ehrsequencing.errors import ConfigError, RunError
     from ehrsequencing.evaluation.sample_size import split_guidance
+    from ehrsequencing.io import atomic_path
     from ehrsequencing.tasks.base import MAX_DAYS, CohortRules
+    from ehrsequencing.tasks.censoring import Censoring, censor
     from ehrsequencing.tasks.cohorts import build_labels, parse_task
+    from ehrsequencing.tasks.signal import Signal, oracle_path, signal_labels, signal_oracle
     from ehrsequencing.tasks.temporal import parse_date, split_by_time
 
     if out.is_dir():
@@ -103,7 +126,8 @@ def build(
     if out.suffix != ".parquet":
         raise ConfigError("--out", got=out, expected="a name that ends in .parquet")
     refuse_labels_in_data(out, meds)
-    there = [path for path in (out, manifest_path(out)) if path.exists()]
+    beside = [] if best_c is None else [oracle_path(out)]
+    there = [path for path in (out, manifest_path(out), *beside) if path.exists()]
     if there and not overwrite:
         raise RunError(f"{there[0]} exists already", remedy="choose another file or pass --overwrite")
     parsed = parse_task(task)
@@ -132,16 +156,36 @@ def build(
         raise ConfigError("--horizon-days is out of range", got=horizon_days, expected=f"0 to {MAX_DAYS} days")
     first_unlearned = None if train_before is None else parse_date(train_before, "--train-before")
     first_judged = None if test_after is None else parse_date(test_after, "--test-after")
+    for option, given_to, beside_option in (
+        ("--order-share", order_share, best_c), ("--censoring-strength", censoring_strength, censoring_rate),
+    ):  # fmt: skip
+        if given_to is not None and beside_option is None:
+            needed = "--best-c" if option == "--order-share" else "--censoring-rate"
+            raise ConfigError(f"{option} has no effect alone", expected=f"{needed} beside it")
+    if parsed.kind != "survival" and (best_c is not None or censoring_rate is not None):
+        raise ConfigError(
+            "--best-c and --censoring-rate are for survival tasks", got=task, expected="for example time_to:death@1825"
+        )
+    signal = None if best_c is None else Signal(best_c, **({} if order_share is None else {"order_share": order_share}))
+    censoring = None if censoring_rate is None else Censoring(censoring_rate, censoring_strength or 0.0)
     dataset = MedsDataset.open(meds)
     with progress_bars() as update:
         frame, manifest = build_labels(
             dataset, parsed, rules, progress=lambda done, total: update("labels", done, total)
         )
+    if signal is not None:
+        frame, manifest = signal_labels(dataset, frame, manifest, signal)
+    if censoring is not None:
+        frame, manifest = censor(dataset, frame, manifest, censoring)
     if first_unlearned is not None:
         frame, manifest = split_by_time(
             dataset, frame, manifest, train_before=first_unlearned, test_after=first_judged, horizon_days=horizon_days
         )
     write_labels(out, frame, manifest)
+    if signal is not None:
+        with atomic_path(oracle_path(out)) as temporary:
+            signal_oracle(dataset, frame, manifest).write_parquet(temporary)
+        say(f"true risk, for evaluation alone, written to {oracle_path(out)}")
     show_flow(manifest["flow"])
     if parsed.kind == "binary":
         for line in split_guidance(manifest["splits"]):
