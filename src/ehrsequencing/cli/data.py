@@ -66,7 +66,10 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of the publisher; see --list.")],
     out: Annotated[Path, typer.Argument(help="Folder of the MEDS dataset to write.")],
     mapping: Annotated[
-        Path | None, typer.Option("--mapping", help="TOML file that says which columns hold what; for source table.")
+        Path | None,
+        typer.Option(
+            "--mapping", help="TOML file that says which columns hold what, or support2 or pbc2; for source table."
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="What would be dropped or odd is an error.")] = False,
     horizon_days: Annotated[

@@ -86,6 +86,11 @@ def outcome_of(manifest: dict[str, Any], horizons_days: tuple[int, ...] = ()) ->
         ConfigError: another task, or no horizon.
     """
     task = str(manifest.get("task", ""))
+    if competing := manifest.get("competing_codes"):
+        raise ConfigError(
+            "the oracle knows death as a competing cause alone", got=", ".join(map(str, competing)),
+            expected="a task without competing codes",
+        )  # fmt: skip
     named = re.fullmatch(r"(mortality|readmission)_(\d+)d", task)
     codes = tuple(manifest.get("codes") or ())
     if named:

@@ -300,11 +300,17 @@ def _remember(model: Model, before: States, after: States) -> np.ndarray:
 
 def _survive(model: Model, states: States, keys: np.ndarray, months: int) -> np.ndarray:
     """Who is alive after the step."""
-    hazard = log_rate(_DEATH_RATE_AT_60) + log_rate(12 * months) + _DEATH_AGE_SLOPE * (states.age_months // 12 - 60)
+    hazard = log_hazard_of_death(model, states) + log_rate(12 * months)
+    return states.alive & ~(uniform32(keys, _STREAM_OTHER + 2) < threshold(hazard))
+
+
+def log_hazard_of_death(model: Model, states: States) -> np.ndarray:
+    """In the unit of `log_rate`, but for the length of the step, int [n]."""
+    hazard = log_rate(_DEATH_RATE_AT_60) + _DEATH_AGE_SLOPE * (states.age_months // 12 - 60)
     for condition in np.flatnonzero(model.conditions.mortality):
         hazard += model.conditions.mortality[condition] * states.level[condition].astype(np.int32)
     hazard += 20 * states.traits[0].astype(np.int32) + 35 * states.smoker
-    return states.alive & ~(uniform32(keys, _STREAM_OTHER + 2) < threshold(hazard))
+    return hazard
 
 
 def newborn(model: Model, keys: np.ndarray) -> tuple[States, np.ndarray, np.ndarray]:

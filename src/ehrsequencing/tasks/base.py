@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import polars as pl
 
-from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, MICROSECONDS_PER_DAY
+from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, KINDS, MICROSECONDS_PER_DAY
 from ehrsequencing.errors import CohortError, ConfigError
 from ehrsequencing.tasks.codes import CodeTable
 
@@ -33,21 +34,28 @@ def _is_age(years: float) -> bool:
 
 @dataclass(frozen=True)
 class CohortRules:
-    """Who is asked, and how often, where prediction times are ends of visits.
+    """Who is asked, and how often: at ends of visits, or at stated landmarks.
 
     Attributes:
         history_days: The first prediction lies at least this long after the subject's first dated event.
-        spacing_days: At least this long between two predictions of a subject.
+        spacing_days: At least this long between two predictions of a subject; landmarks space themselves.
         minimum_age_years: Age at prediction; above 0 it leaves out subjects of unknown age.
+        at_days: Landmarks this long after the subject's first dated event; `history_days` has then no effect.
+        at_age_years: Landmarks at which the subject reaches these ages (to the day).
+        at_kind: Of ends of visits those of a visit that holds an event of this kind.
 
     Raises:
         ConfigError: history outside 0 to `MAX_DAYS`, spacing outside 1 to `MAX_SPACING_DAYS`, or age
-            outside 0 to `MAX_MINIMUM_AGE`.
+            outside 0 to `MAX_MINIMUM_AGE`; landmarks that do not rise or lie outside the same bounds; an unknown kind;
+            more than one of `at_days`, `at_age_years` and `at_kind`.
     """
 
     history_days: int = 365
     spacing_days: int = 365
     minimum_age_years: float = 18.0
+    at_days: tuple[float, ...] = ()
+    at_age_years: tuple[float, ...] = ()
+    at_kind: str | None = None
 
     def __post_init__(self) -> None:
         _refuse(
@@ -58,6 +66,42 @@ class CohortRules:
             f"history_days 0 to {MAX_DAYS}, spacing_days 1 to {MAX_SPACING_DAYS}, "
             f"minimum_age_years 0 to {MAX_MINIMUM_AGE:g}",
         )
+        given = [name for name in ("at_days", "at_age_years", "at_kind") if getattr(self, name)]
+        if len(given) > 1:
+            raise ConfigError("a cohort has one kind of landmark", got=" and ".join(given), expected="one of them")
+        for name, most in (("at_days", MAX_DAYS), ("at_age_years", MAX_MINIMUM_AGE)):
+            at = getattr(self, name)
+            if (
+                not all(low < high for low, high in zip((0.0, *at), (*at, math.inf), strict=True))
+                or max(at, default=0) > most
+            ):
+                raise ConfigError(
+                    f"{name} is out of range", got=", ".join(f"{value:g}" for value in at),
+                    expected=f"rising, above 0 and up to {most:g}",
+                )  # fmt: skip
+        if self.at_kind is not None and self.at_kind not in KINDS:
+            raise ConfigError("at_kind is no kind of event", got=self.at_kind, expected=", ".join(KINDS))
+
+    def idle(self) -> set[str]:
+        """Rules that have no effect at landmarks."""
+        return {"spacing_days", "history_days"} if self.at_days else {"spacing_days"} if self.at_age_years else set()
+
+    def stated(self) -> dict[str, Any]:
+        """The rules that have an effect, for a manifest."""
+        empty = {name for name in ("at_days", "at_age_years", "at_kind") if not getattr(self, name)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if name not in empty | self.idle()
+        }
+
+    def asked(self, otherwise: str) -> str:
+        """When a subject is asked, in words; `otherwise` without landmarks."""
+        if self.at_days:
+            return f"{', '.join(f'{days:g}' for days in self.at_days)} days after the first event"
+        if self.at_age_years:
+            return f"on reaching the age of {', '.join(f'{age:g}' for age in self.at_age_years)} years"
+        return otherwise if self.at_kind is None else f"{otherwise}; only visits with an event of kind {self.at_kind}"
 
 
 @dataclass(frozen=True)
@@ -190,6 +234,8 @@ class Task(ABC):
     kind: ClassVar[str] = "binary"
     min_examples: ClassVar[int] = 1
     """Training examples that a category needs to be asked for at all (multilabel)."""
+    causes: tuple[str, ...] = ()
+    """What `integer_value` 1, 2 and so on stand for (survival)."""
 
     @property
     @abstractmethod

@@ -79,16 +79,17 @@ def build_labels(
         labels, categories, absent = _with_train_categories(labels, task, flow)
     labels = labels.sort([*KEY, "categorical_value"] if task.kind == "multilabel" else KEY)
     _refuse_useless(labels, task, flow)
+    asked = rules.asked(family_of(task).asked) if isinstance(rules, CohortRules) else family_of(task).asked
     manifest = {
         "task": task.name,
         "kind": task.kind,
         "codes": list(task.codes),
         "matched_codes": sorted(matched),
         "horizon_days": task.horizon_days,
-        "prediction_time": family_of(task).asked,
+        "prediction_time": asked,
         "window": f"(prediction time, prediction time + {task.horizon_days} days]" if task.horizon_days else None,
-        "options": asdict(rules),
-        "rules": _rules(task),
+        "options": rules.stated() if isinstance(rules, CohortRules) else asdict(rules),
+        "rules": _rules(task, asked),
         "notes": _notes(task, dataset),
         "date_only": date_only,
         "flow": flow.as_list(),
@@ -96,6 +97,7 @@ def build_labels(
         "dataset": {"source": dataset.manifest.get("source"), "fingerprint": dataset.fingerprint},
         "versions": versions(),
         **({"categories": categories, "absent_categories": absent} if task.kind == "multilabel" else {}),
+        **({"causes": _causes(labels, task)} if task.kind == "survival" else {}),
         **task.details(),
     }
     empty = (
@@ -117,10 +119,16 @@ def _notes(task: Task, dataset: MedsDataset) -> list[str]:
     ]
 
 
-def _rules(task: Task) -> list[str]:
+def _causes(labels: pl.DataFrame, task: Task) -> list[str]:
+    """Names of the causes, up to the last that occurs: where nobody dies, death is none."""
+    last = labels["integer_value"].max()
+    return list(task.causes[: int(last)]) if isinstance(last, int) else []
+
+
+def _rules(task: Task, asked: str) -> list[str]:
     row = family_of(task)
     return [
-        f"asked: {row.asked}",
+        f"asked: {asked}",
         f"label: {row.label}",
         f"left out: {row.excluded}",
         f"follow-up: {row.follow_up}",

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from ehrsequencing.data.labels import NO_CATEGORY
-from ehrsequencing.data.schema import BIRTH_CODE, DEATH_CODE, MICROSECONDS_PER_DAY
+from ehrsequencing.data.schema import BIRTH_CODE, DAYS_PER_YEAR, DEATH_CODE, MICROSECONDS_PER_DAY
 from ehrsequencing.errors import CohortError
 from ehrsequencing.tasks.base import (
     CENSORED_WITHIN,
@@ -31,11 +31,14 @@ from ehrsequencing.tasks.phenotypes import Phenotypes
 from ehrsequencing.tasks.stays import discharged_dead
 
 NEXT_VISIT_KINDS = ("diagnosis", "drug", "procedure")
-CENSORED, EVENT, COMPETING = 0, 1, 2
+CENSORED, EVENT = 0, 1
+
+
+_NEVER = pl.lit(None, dtype=pl.Datetime("us"))
 
 
 class LandmarkTask(Task):
-    """A task asked at ends of visits, under `CohortRules`."""
+    """A task asked at ends of visits or at stated landmarks, under `CohortRules`."""
 
     @property
     def rules(self) -> CohortRules:
@@ -44,19 +47,19 @@ class LandmarkTask(Task):
     def examples(self, shard: Shard, rules: CohortRules, flow: Flow) -> pl.DataFrame:
         flow.add("subjects", shard.subjects)
         subjects = self.describe(shard, flow)
-        ends = visits(shard.events).select("subject_id", prediction_time="end").unique()
-        rows = ends.sort("subject_id", "prediction_time").join(
-            subjects, on="subject_id", how="left", maintain_order="left"
-        )
-        flow.add("ends of visits", rows)
-        history = pl.col("first") + pl.duration(days=rules.history_days)
-        step = f"at least {rules.history_days} days after the first event"
-        rows = flow.keep(step, rows, pl.col("prediction_time") >= history)
+        rows = (_landmarks(subjects, rules, flow) if rules.at_days or rules.at_age_years
+                else _ends_of_visits(shard, subjects, rules, flow))  # fmt: skip
+        if not rules.at_days:
+            history = pl.col("first") + pl.duration(days=rules.history_days)
+            step = f"at least {rules.history_days} days after the first event"
+            rows = flow.keep(step, rows, pl.col("prediction_time") >= history)
         rows = of_age(rows, rules.minimum_age_years, flow)
         # A visit that ends with "died in hospital" knows the outcome, although death may be stamped hours later.
         rows = rows.join(discharged_dead(shard.events), on="subject_id", how="left", maintain_order="left")
         living = alive() & (pl.col("discharged_dead") > pl.col("prediction_time")).fill_null(True)
         rows = self.at_risk(flow.keep("alive", rows, living), shard, flow)
+        if rules.at_days or rules.at_age_years:
+            return rows
         rows = spaced(rows, rules.spacing_days)
         flow.add(f"at least {rules.spacing_days} days apart", rows)
         return rows
@@ -70,14 +73,19 @@ class LandmarkTask(Task):
         return rows
 
 
+def _first_codes(shard: Shard, patterns: tuple[str, ...], name: str) -> pl.DataFrame:
+    """Columns `subject_id` and `name`: the first code that matches, of subjects that have one."""
+    time = pl.col("time")
+    # A code without a date may lie anywhere in the past: the year 1 is before every prediction.
+    first = pl.when(time.is_null().any()).then(pl.datetime(1, 1, 1, time_unit="us")).otherwise(time.min())
+    return shard.matching(patterns).group_by("subject_id").agg(first.alias(name))
+
+
 class _FirstCode(LandmarkTask):
     """Adds `onset`, the first matching code; prevalent cases are not asked."""
 
     def describe(self, shard: Shard, flow: Flow) -> pl.DataFrame:
-        time = pl.col("time")
-        # A code without a date may lie anywhere in the past: the year 1 is before every prediction.
-        onset = pl.when(time.is_null().any()).then(pl.datetime(1, 1, 1, time_unit="us")).otherwise(time.min())
-        first = shard.matching(self.codes).group_by("subject_id").agg(onset=onset)
+        first = _first_codes(shard, self.codes, "onset")
         subjects = shard.subjects.join(first, on="subject_id", how="left", maintain_order="left")
         flow.add("subjects with a matching code", subjects.filter(pl.col("onset").is_not_null()))
         return subjects
@@ -147,10 +155,15 @@ class MortalityTask(LandmarkTask):
 class TimeToTask(_FirstCode):
     """Survival: days from the prediction time to the first code of a set, or to death.
 
+    Whichever of the causes comes first ends a row: `integer_value` 1 is what is asked for, the others follow in the
+    order of `causes`. At one instant the lower number counts.
+
     Attributes:
         name: The task as written.
         codes: Patterns; () asks for death.
         horizon_days: Administrative end of follow-up; None follows every subject to the end of its observation.
+        competing: Patterns of codes that compete, all one cause; death competes with codes by itself.
+        causes: Their names.
 
     Raises:
         ConfigError: the horizon is out of range.
@@ -161,56 +174,68 @@ class TimeToTask(_FirstCode):
     name: str
     codes: tuple[str, ...]
     horizon_days: int | None = None
+    competing: tuple[str, ...] = ()
+    causes: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         check_horizon(self.name, self.horizon_days)
+        first = ("event", "death") if self.codes else ("death",)
+        object.__setattr__(self, "causes", (*first, *[",".join(self.competing)][: len(self.competing)]))
 
     @property
     def rules(self) -> CohortRules:
         return CohortRules(spacing_days=MAX_SPACING_DAYS)
 
     def describe(self, shard: Shard, flow: Flow) -> pl.DataFrame:
-        if self.codes:
-            return super().describe(shard, flow)
-        return count_deaths(shard, flow).with_columns(onset=pl.lit(None, dtype=pl.Datetime("us")))
+        of_codes = super().describe
+        subjects = of_codes(shard, flow) if self.codes else count_deaths(shard, flow).with_columns(onset=_NEVER)
+        if not self.competing:
+            return subjects.with_columns(other=_NEVER)
+        subjects = subjects.join(_first_codes(shard, self.competing, "other"), on="subject_id", how="left")
+        flow.add("subjects with a competing code", subjects.filter(pl.col("other").is_not_null()))
+        return subjects
 
     def at_risk(self, rows: pl.DataFrame, shard: Shard, flow: Flow) -> pl.DataFrame:
-        return super().at_risk(rows, shard, flow) if self.codes else rows
+        rows = super().at_risk(rows, shard, flow) if self.codes else rows
+        if not self.competing:
+            return rows
+        free = pl.col("other").is_null() | (pl.col("other") > pl.col("prediction_time"))
+        return flow.keep("no competing code so far", rows, free)
+
+    def details(self) -> dict[str, Any]:
+        return {"competing_codes": list(self.competing)} if self.competing else {}
 
     def refuse_missing(self, flow: Flow) -> None:
         if self.codes:
             super().refuse_missing(flow)
         elif not flow.rows("subjects who die"):
             raise no_death(self.name, flow)
+        if self.competing and not flow.rows("subjects with a competing code"):
+            raise no_matching_code(f"{self.name} that competes", self.competing, flow)
 
     def outcomes(self, rows: pl.DataFrame, shard: Shard, flow: Flow) -> pl.DataFrame:
-        start, death = pl.col("prediction_time"), pl.col("death")
-        if self.codes:
-            # A code after death was stamped late (billing): what it names lay before, so death does not compete.
-            event_at, competing_at = (
-                pl.min_horizontal("onset", pl.when(pl.col("onset").is_not_null()).then(death)),
-                death,
-            )
-        else:
-            event_at, competing_at = death, pl.lit(None, dtype=pl.Datetime("us"))
-        limit = pl.lit(None, dtype=pl.Datetime("us"))
-        if self.horizon_days is not None:
-            limit = start + pl.duration(days=self.horizon_days)
-        rows = rows.with_columns(event_at=event_at, competing_at=competing_at, limit=limit)
-        within = {name: pl.col(name).is_not_null() & ~(pl.col(name) > pl.col("limit")).fill_null(False)
-                  for name in ("event_at", "competing_at")}  # fmt: skip
+        start, death, onset = pl.col("prediction_time"), pl.col("death"), pl.col("onset")
+        # A code after death was stamped late (billing): what it names lay before, so death does not compete.
+        coded = [pl.min_horizontal(onset, pl.when(onset.is_not_null()).then(death))] if self.codes else []
+        times = [*coded, death, *[pl.col("other")] * bool(self.competing)]
+        limit = _NEVER if self.horizon_days is None else start + pl.duration(days=self.horizon_days)
+        rows = rows.with_columns(limit=limit, **{f"cause{number}": time for number, time in enumerate(times, EVENT)})
+        within = {number: pl.when((pl.col(f"cause{number}") <= pl.col("limit")).fill_null(True))
+                  .then(pl.col(f"cause{number}")) for number in range(EVENT, EVENT + len(times))}  # fmt: skip
+        rows = rows.with_columns(until=pl.min_horizontal(*within.values()))
+        first = (pl.when(time == pl.col("until")).then(number) for number, time in within.items())
         rows = rows.with_columns(
-            status=pl.when(within["event_at"]).then(EVENT).when(within["competing_at"]).then(COMPETING)
-            .otherwise(CENSORED).cast(pl.Int64)
-        )  # fmt: skip
-        until = pl.when(status_is(EVENT)).then("event_at").when(status_is(COMPETING)).then("competing_at")
-        rows = rows.with_columns(until=until.otherwise(pl.min_horizontal("observed_until", "limit")))
+            status=pl.coalesce(*first, pl.lit(CENSORED)).cast(pl.Int64),
+            until=pl.coalesce("until", pl.min_horizontal("observed_until", "limit")),
+        )
         followed = pl.col("until") > start
         flow.add("excluded: no follow-up after the prediction time", rows.filter(~followed))
         rows = rows.filter(followed)
         flow.add("labelled", rows)
-        for status, step in ((EVENT, "event"), (COMPETING, "competing death"), (CENSORED, "censored")):
-            flow.add(step, rows.filter(status_is(status)))
+        flow.add("event", rows.filter(status_is(EVENT)))
+        for status, cause in enumerate(self.causes[1:], EVENT + 1):
+            flow.add(f"competing {cause}", rows.filter(status_is(status)))
+        flow.add("censored", rows.filter(status_is(CENSORED)))
         days = (pl.col("until") - start).dt.total_microseconds() / MICROSECONDS_PER_DAY
         return rows.select("subject_id", "prediction_time", integer_value="status", float_value=days)
 
@@ -326,6 +351,32 @@ class NextVisitTask(_MultiLabelTask):
                 flow=flow.as_list(),
                 remedy="loosen the cohort rules",
             )
+
+
+def _landmarks(subjects: pl.DataFrame, rules: CohortRules, flow: Flow) -> pl.DataFrame:
+    """The subjects at each landmark that lies at or after their first event."""
+    landmarks = rules.at_days or rules.at_age_years
+    rows = subjects.join(pl.DataFrame({"landmark": landmarks}), how="cross", maintain_order="left_right")
+    if rules.at_days:
+        at = pl.col("first") + pl.duration(microseconds=(pl.col("landmark") * MICROSECONDS_PER_DAY).cast(pl.Int64))
+    else:
+        at = pl.col("birth") + pl.duration(days=(pl.col("landmark") * DAYS_PER_YEAR).round().cast(pl.Int64))
+    rows = rows.with_columns(prediction_time=at).drop("landmark")
+    return flow.keep(rules.asked(""), rows, pl.col("prediction_time") >= pl.col("first")).sort(
+        "subject_id", "prediction_time"
+    )
+
+
+def _ends_of_visits(shard: Shard, subjects: pl.DataFrame, rules: CohortRules, flow: Flow) -> pl.DataFrame:
+    """The subjects at every end of a visit."""
+    found = visits(shard.events)
+    if rules.at_kind is not None:
+        events = with_day(shard.events).join(shard.codes.of_kinds((rules.at_kind,)), on="code", how="semi")
+        found = found.join(events, on=["subject_id", "visit_id", "day"], how="semi", nulls_equal=True)
+    ends = found.select("subject_id", prediction_time="end").unique().sort("subject_id", "prediction_time")
+    rows = ends.join(subjects, on="subject_id", how="left", maintain_order="left")
+    flow.add("ends of visits" + (f" with a {rules.at_kind}" if rules.at_kind else ""), rows)
+    return rows
 
 
 def status_is(status: int) -> pl.Expr:

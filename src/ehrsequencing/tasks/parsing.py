@@ -110,8 +110,9 @@ TASK_FAMILIES = (
     TaskFamily(
         "time_to", "time_to:CODE[,CODE][@DAYS] or time_to:death[@DAYS]", ("time_to:death",),
         "survival", "ends of visits, history_days (365) after the first event, one per subject (spacing_days 73000)",
-        "days from t to the first matching code or death; integer_value 1 event, 0 censored, 2 competing death",
-        "minimum_age_years; dead; prevalent cases; no follow-up after t",
+        "days from t to the first matching code or death; integer_value 1 event, 0 censored, 2 competing death (of a "
+        "code); codes written after a bar compete as well, as the last number",
+        "minimum_age_years; dead; prevalent cases of either; no follow-up after t",
         "censored at the end of observation, or DAYS after t where written",
         "competes with a code (2); a code stamped after death counts as an event at death",
     ),
@@ -162,6 +163,12 @@ def _onset(name: str, found: re.Match[str]) -> Task:
 
 def _time_to(name: str, found: re.Match[str]) -> Task:
     codes = _patterns(found["codes"])
+    competing = _patterns(found["competing"]) if found["competing"] else ()
+    if both := sorted({"death", *codes}.intersection(competing)):
+        raise ConfigError(
+            "a time_to task has a cause twice", got=", ".join(both), expected="codes of another event after the bar",
+            remedy="death competes with codes by itself",
+        )  # fmt: skip
     if codes == ("death",):
         codes = ()
     elif "death" in codes:
@@ -169,7 +176,7 @@ def _time_to(name: str, found: re.Match[str]) -> Task:
             "death stands alone in a time_to task", got=name[:200], expected="time_to:death, or codes",
             remedy="death competes with codes by itself",
         )  # fmt: skip
-    return TimeToTask(name, codes, _days(found["days"]) if found["days"] else None)
+    return TimeToTask(name, codes, _days(found["days"]) if found["days"] else None, competing)
 
 
 def _phenotype(name: str, found: re.Match[str]) -> Task:
@@ -181,7 +188,7 @@ _DAYS = r"(?P<days>0|-?[1-9][0-9]*)"
 _CODES = r"(?P<codes>(?:[^@,|]*[^@,|\s][^@,|]*)(?:,[^@,|]*[^@,|\s][^@,|]*)*)"
 _READERS: tuple[tuple[str, Callable[[str, re.Match[str]], Task]], ...] = (
     (f"onset:{_CODES}@{_DAYS}", _onset),
-    (f"time_to:{_CODES}(?:@{_DAYS})?", _time_to),
+    (f"time_to:{_CODES}(?:\\|{_CODES.replace('codes', 'competing')})?(?:@{_DAYS})?", _time_to),
     (f"phenotype:(?P<file>.+?)(?:@{_DAYS})?", _phenotype),
     (f"mortality_{_DAYS}d", lambda name, found: MortalityTask(name, _days(found["days"]))),
     (f"readmission_{_DAYS}d", lambda name, found: ReadmissionTask(name, _days(found["days"]))),

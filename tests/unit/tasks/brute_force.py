@@ -74,14 +74,33 @@ def visits(person):
     return list(content.values())
 
 
+def candidates(person, rules):
+    if rules.at_days:
+        return {person.first + days * DAY for days in rules.at_days}
+    if rules.at_age_years:
+        first, last, birth = person.first, person.observed_until, person.birth
+        at = (birth + round(years * 365.25) * DAY for years in rules.at_age_years if birth)
+        return {t for t in at if first <= t <= last}
+    return {
+        max(t for t, _ in content)
+        for content in visits(person)
+        if rules.at_kind is None or any(kind_of(code) == rules.at_kind for _, code in content)
+    }
+
+
+def kind_of(code):
+    return "diagnosis" if code[0] in "ABC" else "other"
+
+
 def landmarks(person, rules, risk=lambda t: True):
     taken = []
-    for t in sorted({max(t for t, _ in content) for content in visits(person)}):
-        if t < person.first + rules.history_days * DAY or not person.old_enough(t, rules.minimum_age_years):
+    for t in sorted(candidates(person, rules)):
+        enough = rules.at_days or t >= person.first + rules.history_days * DAY
+        if t < person.first or not enough or not person.old_enough(t, rules.minimum_age_years):
             continue
         if (person.dead_from is not None and person.dead_from <= t) or not risk(t):
             continue
-        if not taken or t >= taken[-1] + rules.spacing_days * DAY:
+        if not taken or rules.at_days or rules.at_age_years or t >= taken[-1] + rules.spacing_days * DAY:
             taken.append(t)
     return taken
 
@@ -130,21 +149,24 @@ def phenotypes(person, rules, definitions, days):
     return found
 
 
-def time_to(person, rules, prefixes, days):
+def time_to(person, rules, prefixes, days, competing=()):
     """(t, status, days); no prefixes ask for death."""
     code = person.first_code(prefixes) if prefixes else None
+    other = person.first_code(competing) if competing else None
     found = []
-    for t in landmarks(person, rules, lambda t: code is None or code > t):
+    for t in landmarks(person, rules, lambda t: (code is None or code > t) and (other is None or other > t)):
         limit = t + days * DAY if days else dt.datetime.max
-        candidates = []
+        causes = []
         if not prefixes and person.death:
-            candidates.append((person.death, 1))
+            causes.append((person.death, 1))
         elif prefixes and code is not None:
-            candidates.append((min(code, person.death) if person.death else code, 1))
+            causes.append((min(code, person.death) if person.death else code, 1))
         elif prefixes and person.death:
-            candidates.append((person.death, 2))
-        candidates = [c for c in candidates if c[0] <= limit]
-        until, status = candidates[0] if candidates else (min(person.observed_until, limit), 0)
+            causes.append((person.death, 2))
+        if other is not None:
+            causes.append((other, 3 if prefixes else 2))
+        causes = sorted(c for c in causes if c[0] <= limit)
+        until, status = causes[0] if causes else (min(person.observed_until, limit), 0)
         if until > t:
             found.append((t, status, (until - t) / DAY))
     return found

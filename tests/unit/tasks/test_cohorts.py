@@ -1,5 +1,6 @@
 import datetime as dt
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -257,6 +258,59 @@ def test_agrees_with_the_rules_taken_one_visit_at_a_time(tmp_path, rows, history
 def test_rules_out_of_range(wrong):
     with pytest.raises(ConfigError, match="cohort rules are out of range"):
         CohortRules(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"at_days": (0,)}, r"at_days is out of range; got 0; expected rising, above 0 and up to 36500"),
+        ({"at_days": (9, 9)}, r"at_days is out of range; got 9, 9; expected rising"),
+        ({"at_days": (5, 40_000)}, r"at_days is out of range; got 5, 40000; expected rising"),
+        ({"at_days": (float("nan"),)}, "at_days is out of range; got nan"),
+        ({"at_days": (5, float("inf"))}, "at_days is out of range; got 5, inf"),
+        (
+            {"at_age_years": (50, 40)},
+            r"at_age_years is out of range; got 50, 40; expected rising, above 0 and up to 150",
+        ),
+        (
+            {"at_age_years": (50,), "at_kind": "drug"},
+            "one kind of landmark; got at_age_years and at_kind; expected one",
+        ),
+        ({"at_kind": "disease"}, "at_kind is no kind of event; got disease; expected diagnosis, drug"),
+    ],
+)
+def test_landmarks_that_cannot_be(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        CohortRules(**wrong)
+
+
+def test_a_manifest_states_the_rules_that_have_an_effect():
+    assert CohortRules(at_days=(5.5,)).stated() == {"minimum_age_years": 18.0, "at_days": [5.5]}
+    assert CohortRules(1, 2, 3, at_age_years=(50,)).stated() == {
+        "history_days": 1, "minimum_age_years": 3, "at_age_years": [50],
+    }  # fmt: skip
+    assert CohortRules(1, 2, 3, at_kind="lab").stated() == {
+        "history_days": 1, "spacing_days": 2, "minimum_age_years": 3, "at_kind": "lab",
+    }  # fmt: skip
+    assert CohortRules(at_days=(5.5, 9)).asked("") == "5.5, 9 days after the first event"
+
+
+def test_competing_codes_that_nobody_has(tmp_path):
+    with pytest.raises(CohortError, match="no subject has a code of task time_to:HF.TX that competes; got 0 rows at"):
+        build_labels(dataset(tmp_path / "d", BALLAST), "time_to:HF|TX", replace(RULES, spacing_days=73_000))
+
+
+def test_events_of_one_instant_take_the_lower_cause(tmp_path):
+    rows = [*visits(1, 0, 60), (1, 90, "HF"), (1, 90, "TX"), *visits(2, 0, 60), (2, 80, "TX"), (2, 90, "HF"),
+            *visits(3, 0, 60), (3, 85, "MEDS_DEATH"), (3, 85, "TX"),
+            *visits(4, 0, 60), (4, 60, "TX"), (4, 99, "HF")]  # fmt: skip
+    labels, manifest = build_labels(dataset(tmp_path / "d", rows), "time_to:HF|TX", replace(RULES, spacing_days=73_000))
+    assert labels.select("subject_id", "integer_value", "float_value").rows() == [
+        (1, 1, 30.0),
+        (2, 3, 20.0),
+        (3, 2, 25.0),
+    ]
+    assert manifest["causes"] == ["event", "death", "TX"] and manifest["competing_codes"] == ["TX"]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_names_of_tasks():
         ("time_to:death@1000", (), 1000),
         ("time_to:ICD10CM//I50, ICD9CM//428", ("ICD10CM//I50", "ICD9CM//428"), None),
         ("time_to:ICD10CM//I50@730", ("ICD10CM//I50",), 730),
+        ("time_to:death|TX//a b, TX//c@730", (), 730),
         ("onset:LAB//a b@7", ("LAB//a b",), 7),
     ],
 )
@@ -55,7 +56,7 @@ def test_horizon_of_phenotypes():
     [
         "", "onset:@365", "onset:I50", "onset:I50,@9", "onset: ,I50@9", "death@30",
         "mortality_30", "readmission_d", "readmission_30d ", "los_over_3", "time_to:", "time_to:@30",
-        "time_to:I50|death", "onset:I50|I11@30", "phenotype:", "next_visit_codes@3", "onset:a@b@30",
+        "time_to:I50|", "time_to:I50|A|B", "onset:I50|I11@30", "phenotype:", "next_visit_codes@3", "onset:a@b@30",
         "Readmission_30d", "readmission_030d", "readmission_3\u0663d", "readmission_30.5d",
         "onset:I50@3.5",
         "mortality_inpatient_30d", "next_visit", "mortality_30d\n", "heart_failure",
@@ -94,6 +95,21 @@ def test_a_horizon_of_phenotypes_out_of_range():
 def test_death_is_no_code(name):
     with pytest.raises(ConfigError, match=rf"death stands alone in a time_to task; got {name}; expected time_to:death"):
         parse_task(name)
+
+
+@pytest.mark.parametrize(("name", "twice"), [("time_to:I50|death", "death"), ("time_to:death|death", "death"),
+                                             ("time_to:A,B|C,B@9", "B")])  # fmt: skip
+def test_a_cause_competes_once(name, twice):
+    with pytest.raises(ConfigError, match=rf"time_to task has a cause twice; got {twice}; expected codes of another "):
+        parse_task(name)
+
+
+def test_competing_codes():
+    task = parse_task("time_to:A@9")
+    assert (task.competing, task.causes) == ((), ("event", "death"))
+    task = parse_task("time_to:A|TX//a b, TX//c@9")
+    assert (task.competing, task.causes) == (("TX//a b", "TX//c"), ("event", "death", "TX//a b,TX//c"))
+    assert parse_task("time_to:death|TX").causes == ("death", "TX")
 
 
 def test_the_document_holds_the_table():

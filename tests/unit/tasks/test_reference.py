@@ -1,6 +1,7 @@
 """Every task against the rules taken one subject at a time, on random records of hours and of whole days."""
 
 import itertools
+from dataclasses import replace
 
 import brute_force as brute
 import polars as pl
@@ -16,6 +17,7 @@ from ehrsequencing.tasks.phenotypes import Phenotypes
 from ehrsequencing.tasks.stay_tasks import InpatientMortalityTask, LengthOfStayTask, ReadmissionTask
 
 SEEDS = range(9)
+AGES = tuple(16 + step / 40 for step in range(1_040))
 DEFINITIONS = {"b_first": ("B.1",), "bs": ("B",), "heart": ("HF",)}
 SET = Phenotypes("test", DEFINITIONS, 10, "")
 
@@ -66,9 +68,7 @@ def worlds(tmp_path_factory):
     for seed in SEEDS:
         rows, ends = brute.random_records(seed)
         ends = ends if seed % 2 else None
-        dataset = write_dataset(
-            root / str(seed), rows, ends, kinds=lambda code: "diagnosis" if code[0] in "ABC" else "other"
-        )
+        dataset = write_dataset(root / str(seed), rows, ends, kinds=brute.kind_of)
         made[seed] = (dataset, brute.people(rows, ends))
     return made
 
@@ -156,22 +156,32 @@ def test_phenotypes(worlds, tmp_path):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("prefixes", "days"), [(("HF", "B.2"), None), (("HF",), 15), ((), None), ((), 20)])
-def test_time_to(worlds, prefixes, days):
+@pytest.mark.parametrize(
+    ("prefixes", "days", "competing"),
+    [
+        (("HF", "B.2"), None, ()), (("HF",), 15, ()), ((), None, ()), ((), 20, ()),
+        (("HF",), None, ("C", "B.1")), ((), 20, ("HF",)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("landmarks", [{}, {"at_days": (2.0, 6.5, 9.0)}, {"at_age_years": AGES}, {"at_kind": "other"}])
+def test_time_to(worlds, prefixes, days, competing, landmarks):
     seen = set()
     for seed, (dataset, people) in worlds.items():
-        rules = landmark_rules(seed)
-        expected = sorted(answers(people, lambda p: brute.time_to(p, rules, prefixes, days)))  # noqa: B023
+        rules = replace(landmark_rules(seed), **landmarks)
+        task = TimeToTask("t", prefixes, days, competing)
+        expected = sorted(answers(people, lambda p: brute.time_to(p, rules, prefixes, days, competing)))  # noqa: B023
         if not any(status == 1 for _, _, status, _ in expected):
             with pytest.raises(LabelError, match="no event|empty cohort|needs|no subject"):
-                build_labels(dataset, TimeToTask("t", prefixes, days), rules)
+                build_labels(dataset, task, rules)
             continue
-        labels, manifest = build_labels(dataset, TimeToTask("t", prefixes, days), rules)
+        labels, manifest = build_labels(dataset, task, rules)
         got = list(labels.select("subject_id", "prediction_time", "integer_value", "float_value").iter_rows())
         assert [row[:3] for row in got] == [row[:3] for row in expected]
         assert [row[3] for row in got] == pytest.approx([row[3] for row in expected], rel=1e-6)
         assert labels.select((pl.col("float_value") > 0).all()).item()
         flow = steps(manifest)
-        assert flow["labelled"] == flow["event"] + flow["competing death"] + flow["censored"] == len(expected)
+        counted = sum(rows for step, rows in flow.items() if step in ("event", "censored") or step[:9] == "competing")
+        assert flow["labelled"] == counted == len(expected)
+        assert manifest["causes"] == list(task.causes[: max(status for _, _, status, _ in expected)])
         seen |= {status for _, _, status, _ in expected}
-    assert seen == ({0, 1, 2} if prefixes else {0, 1})
+    assert seen == set(range(len(task.causes) + 1))

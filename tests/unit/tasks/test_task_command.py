@@ -105,6 +105,31 @@ def test_options_of_another_task(meds, tmp_path, task, option, message):
     assert not (tmp_path / "labels.parquet").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--at-days", "1,x"), "--at-days takes numbers parted by commas; got 1,x; expected 365.25"),
+        (("--at-days", "9", "--history-days", 5), "history_days has no effect at landmarks. Remedy: give one of them"),
+        (("--at-age-years", "50", "--spacing-days", 5), "spacing_days has no effect at landmarks"),
+        (("--at-days", "9", "--at-kind", "drug"), "a cohort has one kind of landmark; got at_days and at_kind"),
+    ],
+)
+def test_landmarks_that_make_no_sense(meds, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run("build", meds, "--task", "time_to:A", "--out", tmp_path / "labels.parquet", *options)
+    assert not (tmp_path / "labels.parquet").exists()
+
+
+def test_a_landmark_is_an_option(meds, tmp_path):
+    out = tmp_path / "labels.parquet"
+    run("build", meds, "--task", "time_to:A", "--out", out, "--minimum-age-years", 0, "--at-days", "5.5,20")
+    labels, manifest = read_labels(out)
+    assert labels["float_value"].to_list() == [394.5, 380.0] * 3
+    assert (labels["prediction_time"] - START).dt.total_hours().to_list() == [132, 480] * 3
+    assert manifest["options"] == {"minimum_age_years": 0, "at_days": [5.5, 20]}
+    assert manifest["prediction_time"] == "5.5, 20 days after the first event"
+
+
 # Data that no task can use -------------------------------------------------------------------------------------------
 
 EVERY_TASK = (

@@ -43,7 +43,7 @@ from ehrsequencing.io import write_bytes
 
 NOTES = [
     "Events are stamped when they were known, as the mapping states it: at their time, at the later of time and known, "
-    "or at the start or end of their visit (at_visit).",
+    "at the start or end of their visit (at_visit), or at the origin (at_origin).",
     "Where any table has times of day, what is known by its date alone is stamped at the end of that day.",
 ]
 HASHED = "subject_id is the first 63 bits of BLAKE2b-64 of the identifier; metadata/subject_ids.parquet has both."
@@ -95,6 +95,7 @@ def load(src: Path, target: Target, *, mapping: Path) -> None:
                     "mapping": given.model_dump(mode="json", by_alias=True, exclude_unset=True),
                 },
                 notes=[
+                    *given.notes,
                     *NOTES,
                     *[HASHED] * (given.ids == "text"),
                     *[OFFSET] * (given.origin is not None),

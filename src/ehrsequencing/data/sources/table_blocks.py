@@ -227,6 +227,8 @@ def events_plan(block: EventTable, table: Table, readers: CellReaders, visits: p
         """Rows, when each is known, and how well: at the later of both times, a date being over at its end."""
         if block.undated:
             return rows, None, pl.lit(EXACT)
+        if block.at_origin:
+            return rows, pl.lit(readers.mapping.since(), dtype=pl.Datetime("us")), pl.lit(EXACT)
         if block.at_visit is not None and visits is not None:
             known = visits.select(*KEYS, pl.col(block.at_visit, f"{block.at_visit}:date"))
             rows = rows.join(known, on=list(KEYS), how="left", maintain_order="left")

@@ -20,11 +20,15 @@ Where = dict[str, Scalar | list[Scalar]]
 OFFSETS = {"years": 365.25 * 86400, "days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 """Values of `time_format` for times that are numbers since `origin`, and how many seconds one is."""
 
+SHIPPED = {file.stem: file for file in sorted((Path(__file__).parent / "mappings").glob("*.toml"))}
+"""Mappings of open tables, by the name that stands for the file."""
+
 EXAMPLE = """\
 # Mapping for `ehrseq import table SRC OUT --mapping mapping.toml`. Names of columns are those of the files, in either
 # case. Leave out what your extract does not have; at least one of [visits] and [[tables]] is needed.
 
 source = "our-hospital"            # name of the dataset
+# notes = ["..."]                  # what to know before believing a result: told by the import, kept in the manifest
 ids = "integer"                    # subjects are numbered; "text" for any other identifiers, which are hashed
 visit_ids = "integer"
 missing = ["", "NULL", "NA"]       # cells that mean nothing
@@ -69,7 +73,7 @@ kind = "diagnosis"
 file = "labs.csv"
 subject = "patient_id"
 visit = "encounter_id"
-time = "collected"                 # or two columns: time = ["date", "clock"]
+time = "collected"                 # or two columns: time = ["date", "clock"]; at_origin = true for a known start
 known = "reported"                 # events are stamped when they were known: the later of the two
 prefix = "LAB"
 code = "test"
@@ -181,6 +185,7 @@ class EventTable(_Block):
     known: str | None = None
     at_visit: Literal["start", "end"] | None = None
     undated: bool = False
+    at_origin: bool = False
     time_format: TimeFormat | None = None
     prefix: str | None = None
     code: str | list[str] | None = None
@@ -196,9 +201,10 @@ class EventTable(_Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> EventTable:
-        if sum((self.time is not None, self.at_visit is not None, self.undated)) != 1:
+        if sum((self.time is not None, self.at_visit is not None, self.undated, self.at_origin)) != 1:
             raise ValueError(
-                "when is an event known? give one of time, at_visit and undated = true (known at every prediction)"
+                "when is an event known? give one of time, at_origin = true, at_visit and undated = true (known at "
+                "every prediction)"
             )
         if sum((self.code is not None, self.constant is not None, bool(self.columns))) != 1:
             raise ValueError("give one of code (columns), constant and columns (a wide table)")
@@ -227,6 +233,7 @@ class Mapping(_Block):
     """The whole file."""
 
     source: str = Field("table", min_length=1)
+    notes: list[str] = Field(default_factory=list)
     ids: Literal["integer", "text"] = "integer"
     visit_ids: Literal["integer", "text"] = "integer"
     missing: list[str] = Field(default_factory=lambda: [""])
@@ -250,11 +257,16 @@ class Mapping(_Block):
         if self.visits is None and any(table.at_visit for table in self.tables):
             raise ValueError("at_visit needs [visits]")
         relative = [block for block in self.blocks() if getattr(block, "time_format", None) in OFFSETS]
+        relative += [table for table in self.tables if table.at_origin]
         aged = self.subjects is not None and self.subjects.age is not None
         if self.origin is None and (relative or aged):
-            raise ValueError("times that are numbers, and ages, need the origin, for example origin = 2000-01-01")
+            raise ValueError(
+                "times that are numbers, ages and at_origin need the origin, for example origin = 2000-01-01"
+            )
         if self.origin is not None and not (relative or aged):
-            raise ValueError("origin has no effect: no time_format is a unit and no age is given")
+            raise ValueError(
+                "origin has no effect: no time_format is a unit, no table is at_origin and no age is given"
+            )
         return self
 
     def blocks(self) -> Iterator[Subjects | Visits | EventTable | Codes]:
@@ -271,15 +283,20 @@ class Mapping(_Block):
 
 
 def read_mapping(file: Path) -> Mapping:
-    """Read a mapping; all its problems in one message.
+    """Read a mapping, or one of those that the package ships (`SHIPPED`); all its problems in one message.
 
     Raises:
         ConfigError: missing, no TOML, an unknown key (named with the nearest valid one), or keys that contradict.
     """
+    if str(file) in SHIPPED and not file.exists():
+        file = SHIPPED[str(file)]
     try:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"mapping {file} is missing", remedy="ehrseq import table --example prints one") from None
+        raise ConfigError(
+            f"mapping {file} is missing", expected=f"a TOML file, or one of {', '.join(SHIPPED)}",
+            remedy="ehrseq import table --example prints one",
+        ) from None  # fmt: skip
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise ConfigError(f"mapping {file} is not valid TOML", got=str(problem)) from None
     try:

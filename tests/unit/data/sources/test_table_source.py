@@ -312,7 +312,7 @@ def test_durations_deaths_and_ends_of_follow_up(tmp_path, monkeypatch, block):
         (SMALL.replace('"lab"', '"labs"'), "tables[1].kind: Input should be 'diagnosis', 'drug'"),
         (SMALL.replace('time = "when"', ""), "tables[1]: when is an event known? give one of time,"),
         (SMALL.replace('code = "what"', ""), "tables[1]: give one of code (columns), constant and"),
-        (SMALL + 'at_visit = "end"\n', "give one of time, at_visit and undated"),
+        (SMALL + 'at_visit = "end"\n', "give one of time, at_origin = true, at_visit and undated"),
         (SMALL.replace('time = "when"', 'at_visit = "end"'), "tables[1]: at_visit needs the visit column"),
         (SMALL.replace('time = "when"', 'at_visit = "end"\nvisit = "v"'), "at_visit needs [visits]"),
         (SMALL + 'time_format = "days"\n', "need the origin, for example origin = 2000-01-01"),
