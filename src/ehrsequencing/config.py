@@ -29,9 +29,9 @@ from ehrsequencing.options import (
     ModelOptions,
     NvpOptions,
     OptimOptions,
-    SurvivalOptions,
     SkipGramOptions,
     Strict,
+    SurvivalOptions,
     TteOptions,
     with_defaults,
 )

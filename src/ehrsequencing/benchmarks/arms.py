@@ -17,7 +17,13 @@ from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import RunError
 from ehrsequencing.evaluation.next_visit import load_next_visit
-from ehrsequencing.evaluation.predict import check_categories, load_classifier, predict
+from ehrsequencing.evaluation.predict import (
+    check_categories,
+    load_classifier,
+    load_survival,
+    predict,
+    predict_survival,
+)
 from ehrsequencing.io import read_json
 from ehrsequencing.tracking.report_data import read_report_data
 from ehrsequencing.tracking.words import best_model
@@ -81,7 +87,7 @@ def run_arm(
     progress: Callable[[str, int, int], None],
     definitions: Mapping[str, Sequence[str]] | None = None,
 ) -> Arm:
-    """Predictions of a run on tuning and held-out: of its classifier, or of the next-visit head of a pretraining.
+    """Predictions of a run on tuning and held-out: of its classifier, its survival model or its next-visit head.
 
     Args:
         definitions: Patterns of codes per category of the labels, as their manifest has them.
@@ -103,25 +109,21 @@ def run_arm(
                     expected=str(metadata.get(key))[:16],
                     remedy="evaluate on the store and labels that the run was trained with",
                 )
+        model: Any
+        ask: Callable[..., Any] = predict
         if without_labels:
             categories = examples["held_out"].categories
             pairs = columns_of_codes(store.vocabulary, categories, definitions)
             model = load_next_visit(member, store, categories, pairs)
+        elif causes := examples["held_out"].causes:
+            model, ask = load_survival(member, store, len(causes)), predict_survival
         else:
             model = load_classifier(member, store)
             check_categories(member, examples["held_out"].categories)
         row = read_report_data(member).models[0]
         started = time.monotonic()
         for split, found in predictions.items():
-            found.append(
-                predict(
-                    model,
-                    store,
-                    split,
-                    examples[split],
-                    progress=partial(progress, f"{row.model} {split}"),
-                )
-            )
+            found.append(ask(model, store, split, examples[split], progress=partial(progress, f"{row.model} {split}")))
         inference += time.monotonic() - started
         seconds += row.seconds or 0.0
     histories = sum(len(found) for split in predictions.values() for found in split)

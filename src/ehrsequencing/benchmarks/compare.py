@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,8 @@ from ehrsequencing.benchmarks.arms import Arm, best_of_each, run_arm
 from ehrsequencing.benchmarks.external import External
 from ehrsequencing.benchmarks.med2vec import med2vec_arm
 from ehrsequencing.benchmarks.multilabel import judge_multilabel
-from ehrsequencing.benchmarks.oracle import oracle_arms
+from ehrsequencing.benchmarks.oracle import oracle_arms, survival_oracles
+from ehrsequencing.benchmarks.survival import SURVIVAL_ARMS, judge_survival
 from ehrsequencing.benchmarks.validation import Validation, ValidationOptions, add_validation
 from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.schema import SPLITS
@@ -26,7 +28,7 @@ from ehrsequencing.errors import ConfigError
 from ehrsequencing.evaluation.bootstrap import Estimate, paired_difference, summarise_seeds
 from ehrsequencing.evaluation.calibration import calibration_curve
 from ehrsequencing.evaluation.metrics import f1_threshold, precision_recall_points, roc_points, thinned
-from ehrsequencing.training.examples import labelled_examples, refuse_survival
+from ehrsequencing.training.examples import labelled_examples
 from ehrsequencing.training.runs import flow_section
 
 BASELINES = ("logistic_regression", "random_forest", "xgboost")
@@ -38,7 +40,10 @@ PAIRED_METRICS = ("auroc", "auprc", "brier")
 
 @dataclass
 class Comparison:
-    """All arms on the same examples; `oracles` are beside them, not among them: nothing was fitted."""
+    """All arms on the same examples; `oracles` are beside them, not among them: nothing was fitted.
+
+    `days` of a survival task are its horizons and the last day of all figures.
+    """
 
     task: str
     examples: dict[str, Examples]
@@ -50,6 +55,7 @@ class Comparison:
     validation: Validation = field(default_factory=Validation)
     external: External | None = None
     oracles: list[Arm] = field(default_factory=list)
+    days: list[float] = field(default_factory=list)
 
 
 def compare(
@@ -58,8 +64,9 @@ def compare(
     labels_path: str | Path,
     *,
     names: Sequence[str] = (),
-    baselines: Sequence[str] = BASELINES,
+    baselines: Sequence[str] | None = None,
     budget: int = BUDGET,
+    horizons: Sequence[float] = (),
     history: str = "model",
     reference: str | None = None,
     validation: ValidationOptions | None = None,
@@ -77,10 +84,12 @@ def compare(
     Args:
         runs: Fine-tuning runs on this store and these labels.
         store_path: Token store.
-        labels_path: Binary or multi-label labels.
+        labels_path: Binary, multi-label or survival labels.
         names: Of the runs; by default that of the model, and of the folder where two would be alike.
-        baselines: Names from `BASELINES`; each is fitted on train and chosen on tuning.
+        baselines: Names from `BASELINES`, or of a survival task from `SURVIVAL_ARMS`; each is fitted on train and
+            chosen on tuning. All of them by default.
         budget: Settings that each baseline tries, see `fit_baseline`.
+        horizons: Days at which survival is judged; see `judge_survival`.
         history: What the baselines see: "model", the histories as cut for the longest model of `runs`; or "whole".
         reference: Name of the arm to which the others are compared; the first run by default.
         validation: Recalibration and subgroups; defaults of `ValidationOptions`.
@@ -97,7 +106,8 @@ def compare(
     Raises:
         RunError: a run was trained on another store or other labels.
         LabelError: a split has no label or one class.
-        ConfigError: a run named twice, or an oracle that does not know the task.
+        ConfigError: a run named twice, an unknown baseline, an oracle that does not know the task, or options that are
+            of other tasks.
     """
     twice = [str(run) for index, run in enumerate(runs) if run.resolve() in [r.resolve() for r in runs[:index]]]
     if twice:
@@ -107,13 +117,22 @@ def compare(
     validation = validation or ValidationOptions()
     validation.check(store)
     examples, notes = labelled_examples(store, labels, manifest, str(labels_path), SPLITS)
-    refuse_survival(examples, labels_path, "a comparison of runs")
-    if med2vec is not None and (external is not None or examples["held_out"].categories):
+    of_time = bool(examples["held_out"].causes)
+    baselines = known_baselines(baselines, of_time, notes)
+    if med2vec is not None and (external is not None or of_time or examples["held_out"].categories):
+        kind = "a survival task" if of_time else "a multi-label task"
         raise ConfigError(
             "Med2Vec + LR is of binary tasks of its own store",
-            got="another dataset" if external is not None else "a multi-label task",
+            got="another dataset" if external is not None else kind,
             remedy="leave out --med2vec",
         )
+    if of_time and (validation.recalibrate != "none" or validation.by):
+        raise ConfigError(
+            "recalibration and subgroups are of binary tasks", got="a survival task",
+            remedy="leave out --recalibrate and --by",
+        )  # fmt: skip
+    if horizons and not of_time:
+        raise ConfigError("days to judge at are of survival tasks", got="another task", remedy="leave out --at")
     if external is not None:
         store, examples = external.in_place_of_held_out(store, examples)
         manifest = external.manifest
@@ -122,9 +141,10 @@ def compare(
     if oracle is not None:
         if external is not None:
             raise ConfigError("the oracle is of the training dataset", remedy="leave out --oracle")
-        say("futures of held-out subjects, for the oracle")
-        oracles, more = oracle_arms(oracle, store, examples["held_out"], manifest, progress=progress)
-        notes += more
+        if not of_time:
+            say("futures of held-out subjects, for the oracle")
+            oracles, more = oracle_arms(oracle, store, examples["held_out"], manifest, progress=progress)
+            notes += more
     arms = []
     for run in runs:
         say(f"predicting with {run}")
@@ -145,6 +165,22 @@ def compare(
         notes.append(
             "Baselines see whole histories." if max_rows is None
             else f"Baselines see what the models see: the static and the latest events, {max_rows} at most."
+        )  # fmt: skip
+    if of_time:
+        ask = None
+        if oracle is not None:
+            ask = partial(survival_oracles, oracle, store, examples["held_out"], manifest, notes, progress=progress)
+        judged = judge_survival(
+            arms, store, examples, task,
+            baselines=baselines, budget=budget, horizons=horizons, oracles=ask, max_rows=max_rows,
+            reference=reference, resamples=resamples, seed=seed, threads=threads, say=say, progress=progress,
+        )  # fmt: skip
+        report = _shared_sections(judged.arms, examples, manifest, task, judged.differences) | judged.report
+        report["models"] += [_model_row(arm) for arm in judged.oracles]
+        notes += judged.notes
+        return Comparison(
+            task, examples, judged.arms, judged.metrics, judged.differences, report, notes, external=external,
+            oracles=judged.oracles, days=judged.days,
         )  # fmt: skip
     if examples["held_out"].categories:
         judged = judge_multilabel(
@@ -178,6 +214,24 @@ def compare(
     comparison.validation = add_validation(comparison, store, validation, resamples=resamples, seed=seed, say=say)
     _add_oracles(comparison, oracles, resamples, seed)
     return comparison
+
+
+def known_baselines(asked: Sequence[str] | None, of_time: bool, notes: list[str]) -> Sequence[str]:
+    """The baselines asked for, or all; a note where an optional one is not installed.
+
+    Raises:
+        ConfigError: one is not of such tasks.
+    """
+    known = SURVIVAL_ARMS if of_time else BASELINES
+    if asked is not None:
+        if unknown := [name for name in asked if name not in known]:
+            kind = "survival baseline" if of_time else "baseline"
+            raise ConfigError(f"unknown {kind} {unknown[0]}", expected=", ".join(known) + " or none")
+        return asked
+    if of_time and importlib.util.find_spec("sksurv") is None:
+        notes.append("No survival forest: pip install 'ehrsequencing[survival]' adds it.")
+        return [name for name in known if name != "survival_forest"]
+    return known
 
 
 def _add_oracles(comparison: Comparison, oracles: list[Arm], resamples: int, seed: int) -> None:
@@ -305,7 +359,7 @@ def _shared_sections(
         "cohort": flow_section(manifest),
         "data": {
             f"{split} examples (positives, subjects)": (
-                f"{len(rows.index):,} ({int(np.asarray(rows.target).sum()):,}, {len(np.unique(rows.subject_id)):,})"
+                f"{len(rows.index):,} ({_positives(rows):,}, {len(np.unique(rows.subject_id)):,})"
             )
             for split, rows in examples.items()
         },
@@ -315,6 +369,12 @@ def _shared_sections(
             if arm.kind == "baseline"
         },
     }
+
+
+def _positives(rows: Examples) -> int:
+    """Positives, of a survival task events of the first cause."""
+    target = np.asarray(rows.target)
+    return int((target[:, 1] == 1).sum() if rows.causes else target.sum())
 
 
 def _model_row(arm: Arm) -> dict[str, Any]:

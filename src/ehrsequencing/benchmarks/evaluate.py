@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ehrsequencing.benchmarks.arms import members
-from ehrsequencing.benchmarks.compare import BASELINES, Comparison, compare
+from ehrsequencing.benchmarks.compare import Comparison, compare
 from ehrsequencing.benchmarks.external import is_external, open_external, require_labels
 from ehrsequencing.benchmarks.multilabel import category_table
+from ehrsequencing.benchmarks.survival import survival_frame
 from ehrsequencing.benchmarks.validation import ValidationOptions, write_flat
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import labels_hash
@@ -33,7 +34,8 @@ def evaluate_run(
     labels_path: str | Path | None = None,
     *,
     others: Sequence[Path] = (),
-    baselines: Sequence[str] = BASELINES,
+    baselines: Sequence[str] | None = None,
+    horizons: Sequence[float] = (),
     validation: ValidationOptions | None = None,
     training_store: Path | None = None,
     oracle: Path | None = None,
@@ -58,6 +60,8 @@ def evaluate_run(
         store_path: The store it was trained on, or one of another dataset with the same vocabulary.
         labels_path: Labels; the run's own by default, needed for another dataset.
         others: Runs to judge beside it, trained on the same store and labels.
+        baselines: See `compare`.
+        horizons: Days at which a survival task is judged.
         validation: Recalibration and subgroups.
         training_store: Where the training store lies now, for an external validation.
         oracle: The synthetic dataset of the store, for its ceiling and attainable optimum.
@@ -85,9 +89,6 @@ def evaluate_run(
         )
     if history not in ("model", "whole"):
         raise ConfigError("what the baselines see", got=history, expected="model or whole")
-    unknown = [name for name in baselines if name not in BASELINES]
-    if unknown:
-        raise ConfigError(f"unknown baseline {unknown[0]}", expected=", ".join(BASELINES) + " or none")
     check_names(accept)
     store, external = TokenStore.open(store_path), None
     if is_external(metadata, store, training_store):
@@ -111,6 +112,7 @@ def evaluate_run(
         store_path,
         metadata["labels"] if labels_path is None or external is not None else labels_path,
         baselines=baselines,
+        horizons=horizons,
         validation=validation,
         external=external,
         oracle=oracle,
@@ -195,16 +197,19 @@ def comparison_caveats(comparison: Comparison) -> list[str]:
     """What a sceptical reader should know of this table."""
     held = comparison.examples["held_out"]
     target = np.asarray(held.target)
-    positives = f"{int(target.sum()):,} of them positive"
-    if held.categories:
+    if held.causes:
+        positives = f"{int((target[:, 1] == 1).sum()):,} of them with the event"
+    elif held.categories:
         positives = f"{int(target.any(1).sum()):,} of them with a positive among {len(held.categories)} categories"
+    else:
+        positives = f"{int(target.sum()):,} of them positive"
+    seen = "Baselines see counts, recency, last values and trends, demographics and utilisation."
     return [
         f"Held-out: {len(held.index):,} histories of {len(np.unique(held.subject_id)):,} subjects, "
         f"{positives}; no model was fitted, tuned or stopped on them.",
         "Intervals resample subjects, not histories; they cover the draw of subjects and not the seed of training, "
         "unless several seeds are stated.",
-        "F1 uses thresholds that are best on tuning. Baselines see counts, recency, last values and trends, "
-        "demographics and utilisation.",
+        seen if held.causes else f"F1 uses thresholds that are best on tuning. {seen}",
         *comparison.notes,
         *(comparison.external.notes if comparison.external else []),
         *comparison.validation.notes,
@@ -214,6 +219,14 @@ def comparison_caveats(comparison: Comparison) -> list[str]:
 def save_predictions(comparison: Comparison, folder: Path) -> None:
     """Write `held_out.parquet` and `tuning.parquet`: a row per example, a column per model."""
     for split in ("tuning", "held_out"):
+        if comparison.days:
+            arms = [*comparison.arms, *(comparison.oracles if split == "held_out" else [])]
+            frame = survival_frame(arms, split, comparison.examples[split], comparison.days)
+            with atomic_path(folder / f"{split}.parquet") as temporary:
+                frame.write_parquet(temporary)
+            with atomic_path(folder / f"{split}.csv") as temporary:
+                frame.write_csv(temporary)
+            continue
         columns = {
             arm.name if len(arm.held_out) == 1 else f"{arm.name}/seed-{index}": probabilities
             for arm in comparison.arms
@@ -226,6 +239,7 @@ def save_predictions(comparison: Comparison, folder: Path) -> None:
     if comparison.examples["held_out"].categories:
         with atomic_path(folder / "categories.csv") as temporary:
             category_table(comparison.arms, comparison.examples["held_out"]).write_csv(temporary)
+    if comparison.examples["held_out"].categories or comparison.days:
         return
     external = comparison.external
     write_flat(comparison, folder, comparison.validation.groups, external.split_of if external else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ehrsequencing.data.oracle import FUTURES, oracle_frame
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, StoreError
+from ehrsequencing.evaluation.survival_prediction import SurvivalPrediction
 from ehrsequencing.tracking.summary import ORACLE
 
 CEILING, ATTAINABLE = f"{ORACLE}ceiling", f"{ORACLE}attainable optimum"
@@ -46,29 +47,17 @@ def oracle_arms(
         ConfigError: a task whose outcome the oracle does not know, or that is not binary.
         DataError: not realistic synthetic records of this release.
     """
-    dataset = MedsDataset.open(Path(data))
-    if dataset.fingerprint != store.manifest["dataset_fingerprint"]:
-        raise StoreError(
-            f"{store.path} was not prepared from {data}",
-            got=dataset.fingerprint[:16], expected=str(store.manifest["dataset_fingerprint"])[:16],
-            remedy="name the dataset that the store was prepared from",
-        )  # fmt: skip
     if held_out.categories:
         raise ConfigError("the oracle is of binary tasks", got=f"the multi-label task {manifest.get('task')}")
-    rows = pl.DataFrame(
-        {"subject_id": held_out.subject_id, "prediction_time": pl.Series(held_out.until).cast(pl.Datetime("us"))}
-    )
-    frame = oracle_frame(
-        dataset, rows, manifest, progress=lambda done, total: progress("futures of the oracle", done, total)
-    )
-    arms = [_arm(CEILING, frame["ceiling"])]
+    frame = _futures(data, store, held_out, manifest, progress)
+    arms = [_arm(CEILING, frame["ceiling"].to_numpy())]
     error = float(np.median(frame["ceiling_se"]))
     notes = [
         f"The ceiling comes from {FUTURES:,} futures per history; its Monte-Carlo standard error is {error:.4f} at the "
         "median, so that its ranking is, if anything, slightly too low."
     ]
     if not frame["attainable"].is_nan().any():
-        arms.append(_arm(ATTAINABLE, frame["attainable"]))
+        arms.append(_arm(ATTAINABLE, frame["attainable"].to_numpy()))
     else:
         notes.append("The attainable optimum is not known for this task; the ceiling may lie far above it.")
     if unseen := int((~frame["window_observed"]).sum()):
@@ -79,8 +68,69 @@ def oracle_arms(
     return arms, notes
 
 
-def _arm(name: str, probabilities: pl.Series) -> Arm:
+def survival_oracles(
+    data: str | Path,
+    store: TokenStore,
+    held_out: Examples,
+    manifest: dict[str, Any],
+    notes: list[str],
+    days: Sequence[float],
+    *,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> list[Arm]:
+    """The same two of a survival task: incidence of its first cause by some days; competing ones are not told apart.
+
+    Args:
+        notes: What to note is added here.
+        days: Rising; where figures are taken.
+
+    Raises:
+        StoreError, ConfigError, DataError: as `oracle_arms`.
+    """
+    frame = _futures(data, store, held_out, manifest, progress, horizons_days=tuple(days))
+    arms = []
+    for name, column in ((CEILING, "ceiling"), (ATTAINABLE, "attainable")):
+        wide = frame[column].to_numpy().reshape(len(held_out), len(days))
+        if np.isnan(wide).any():
+            notes.append("The attainable optimum is not known for this task; the ceiling may lie far above it.")
+            continue
+        # Each day's figure has an error of its own, so that a curve may fall by a fraction of it.
+        rising = np.maximum.accumulate(wide, axis=1)
+        arms.append(_arm(name, SurvivalPrediction.of_one_cause(days, 1 - rising)))
+    error = float(np.median(frame["ceiling_se"].to_numpy()))
+    notes.append(
+        f"The ceiling comes from {FUTURES:,} futures per history; the Monte-Carlo standard error of an incidence is "
+        f"{error:.4f} at the median. Between the judged days its hazard is taken as constant."
+    )
+    return arms
+
+
+def _futures(
+    data: str | Path,
+    store: TokenStore,
+    held_out: Examples,
+    manifest: dict[str, Any],
+    progress: Callable[[str, int, int], None],
+    **options: Any,
+) -> pl.DataFrame:
+    """`oracle_frame` of held-out histories."""
+    dataset = MedsDataset.open(Path(data))
+    if dataset.fingerprint != store.manifest["dataset_fingerprint"]:
+        raise StoreError(
+            f"{store.path} was not prepared from {data}",
+            got=dataset.fingerprint[:16], expected=str(store.manifest["dataset_fingerprint"])[:16],
+            remedy="name the dataset that the store was prepared from",
+        )  # fmt: skip
+    rows = pl.DataFrame(
+        {"subject_id": held_out.subject_id, "prediction_time": pl.Series(held_out.until).cast(pl.Datetime("us"))}
+    )
+    return oracle_frame(
+        dataset, rows, manifest, progress=lambda done, total: progress("futures of the oracle", done, total), **options
+    )
+
+
+def _arm(name: str, predicted: Any) -> Arm:
     return Arm(
-        name=name, kind="oracle", tuning=[], held_out=[np.asarray(probabilities, dtype=np.float64)], seconds=0.0,
+        name=name, kind="oracle", tuning=[], held_out=[predicted], seconds=0.0,
         notes=NOTES[name],
     )  # fmt: skip

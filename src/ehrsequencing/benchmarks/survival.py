@@ -18,7 +18,8 @@ from ehrsequencing.benchmarks.arms import Arm, Judged, best_of_each
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
-from ehrsequencing.errors import ConfigError, LabelError
+from ehrsequencing.errors import ConfigError, LabelError, MetricError
+from ehrsequencing.evaluation.predict import example_keys
 from ehrsequencing.evaluation.survival_bootstrap import evaluate_survival, survival_difference
 from ehrsequencing.evaluation.survival_calibration import calibration_groups, d_calibration
 from ehrsequencing.evaluation.survival_curves import aalen_johansen, censoring_curve, kaplan_meier
@@ -38,7 +39,6 @@ def judge_survival(
     arms: Sequence[Arm],
     store: TokenStore,
     examples: dict[str, Examples],
-    manifest: Mapping[str, Any],
     task: str,
     *,
     baselines: Sequence[str],
@@ -96,16 +96,24 @@ def judge_survival(
         if not ((cause == number) & (duration < last)).any():
             notes.append(f"{key} has no held-out event before day {last:g} and is left out.")
             continue
-        keys = metric_names(len(causes), asked)
         options: dict[str, Any] = {"of_cause": number, "resamples": resamples, "seed": seed}
-        for done, arm in enumerate(arms if number > 1 else [*arms, *beside]):
-            found = evaluate_survival(duration, cause, arm.held_out, subjects, last, metrics=keys, tau=last, **options)
-            metrics[arm.name] |= {
-                f"{key}/{metric}": {k: v for k, v in estimate.to_dict().items() if k != "redrawn"}
-                for metric, estimate in found.items()
-            }
-            progress(f"bootstrap {key}", done + 1, len(arms))
+        judged = arms if number > 1 else [*arms, *beside]
+        for done, arm in enumerate(judged):
+            for metric in metric_names(len(causes), asked):
+                try:
+                    found = evaluate_survival(
+                        duration, cause, arm.held_out, subjects, last, metrics=[metric], tau=last, **options
+                    )
+                except MetricError as problem:
+                    # Few events by an early day: that figure is missing, and the others stand.
+                    notes.append(f"{key}/{metric} is left out: {problem}")
+                    continue
+                entry = {k: v for k, v in found[metric].to_dict().items() if k != "redrawn"}
+                metrics[arm.name][f"{key}/{metric}"] = entry
+            progress(f"bootstrap {key}", done + 1, len(judged))
         for metric in (leading(len(causes)), *PAIRED):
+            if f"{key}/{metric}" not in metrics[against.name]:
+                continue
             pairs = [(against, arm) for arm in arms if arm is not against]
             best = best_of_each(arms, metrics, f"{key}/{metric}")
             if best and against not in best:
@@ -118,7 +126,7 @@ def judge_survival(
                 )
                 entry = {k: v for k, v in pair.to_dict().items() if k not in ("seeds", "redrawn")}
                 differences.append({"a": a.name, "b": b.name, "metric": f"{key}/{metric}", **entry})
-    notes += _explain(task, held, causes, asked, last)
+    notes = list(dict.fromkeys([*_explain(task, held, causes, last), *notes]))
     report = {"survival": sections([*arms, *beside], held, causes, asked, last)}
     return Judged(arms, metrics, differences, report, notes, oracles=beside, days=[*asked, last])
 
@@ -271,21 +279,18 @@ def sections(
     return {"incidence": incidences, "calibration": calibration, "d_calibration": tests}
 
 
-def survival_frame(
-    arms: Sequence[Arm], split: str, examples: Examples, days: Sequence[float], causes: Sequence[str]
-) -> pl.DataFrame:
+def survival_frame(arms: Sequence[Arm], split: str, examples: Examples, days: Sequence[float]) -> pl.DataFrame:
     """Table of subject, prediction time, outcome, and per model survival and incidence at some days."""
     target = np.asarray(examples.target)
     columns: dict[str, Any] = {
-        "subject_id": pl.Series(examples.subject_id),
-        "prediction_time": pl.Series(examples.until).cast(pl.Datetime("us")),
+        **example_keys(examples),
         "duration_days": target[:, 0],
         "cause": target[:, 1].astype(np.int64),
     }
     for arm in arms:
         for index, prediction in enumerate(getattr(arm, split)):
             name = arm.name if len(getattr(arm, split)) == 1 else f"{arm.name}/seed-{index}"
-            columns |= curve_columns(prediction, days, causes, prefix=f"{name}/")
+            columns |= curve_columns(prediction, days, examples.causes, prefix=f"{name}/")
     return pl.DataFrame(columns)
 
 
@@ -300,15 +305,11 @@ def curve_columns(
     return found
 
 
-def _explain(
-    task: str, held: np.ndarray, causes: Sequence[str], horizons: Sequence[float], last: float
-) -> list[str]:
-    happened = ", ".join(
-        f"{int((held[:, 1] == number).sum()):,} {name}" for number, name in enumerate(causes, start=1)
-    )
+def _explain(task: str, held: np.ndarray, causes: Sequence[str], last: float) -> list[str]:
+    happened = ", ".join(f"{int((held[:, 1] == number).sum()):,} {name}" for number, name in enumerate(causes, start=1))
     notes = [
-        f"{task}: {len(held):,} held-out rows, {happened}, {int((held[:, 1] == 0).sum()):,} censored. All figures go up "
-        f"to day {last:g}: later events count for no concordance and no Brier score.",
+        f"{task}: {len(held):,} held-out rows, {happened}, {int((held[:, 1] == 0).sum()):,} censored. All figures go "
+        f"up to day {last:g}: later events count for no concordance and no Brier score.",
         "Brier scores, AUC and Uno's C are weighted by the inverse probability of censoring, estimated on the rows "
         "judged. Concordance of a model without a score of its own ranks by the area under its incidence.",
         f"{LENGTH} is a Cox regression on the number of visits and events and the span of the history: what a model "

@@ -21,8 +21,11 @@ def evaluate(
     ] = None,
     others: Annotated[list[Path] | None, typer.Option("--with", help="Another run to judge beside it.")] = None,
     baselines: Annotated[
-        str, typer.Option("--baselines", help="Comma-separated, or none.")
-    ] = "logistic_regression,random_forest,xgboost",
+        str | None, typer.Option("--baselines", help="Comma-separated, or none; all that fit the labels by default.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", help="Days to judge survival at, as 365,1825; quartiles by default.")
+    ] = None,
     recalibrate: Annotated[
         str, typer.Option("--recalibrate", help="platt or isotonic, fitted on tuning and shown beside; or none.")
     ] = "none",
@@ -53,9 +56,11 @@ def evaluate(
     """Judge runs and baselines on held-out subjects, or on another dataset, with 95 % intervals."""
     from ehrsequencing.benchmarks.evaluate import evaluate_run, result_folder, untuned_folder
     from ehrsequencing.benchmarks.validation import ValidationOptions
+    from ehrsequencing.evaluation.prediction_table import parse_days
     from ehrsequencing.io import read_json
 
-    names = [] if baselines == "none" else [name.strip() for name in baselines.split(",") if name.strip()]
+    names = None if baselines is None else [name.strip() for name in baselines.split(",") if name.strip()]
+    names = [] if baselines == "none" else names
     groups = None if by is None else () if by == "none" else tuple(name.strip() for name in by.split(","))
     with progress_bars() as update:
         summary = evaluate_run(
@@ -64,6 +69,7 @@ def evaluate(
             labels,
             others=others or [],
             baselines=names,
+            horizons=[] if at is None else parse_days(at),
             validation=ValidationOptions(recalibrate, groups),
             training_store=training_store,
             oracle=oracle,
@@ -84,6 +90,11 @@ def evaluate(
 
 
 SHOWN = (
+    "c_harrell",
+    "c_uno",
+    "c_wolbers",
+    "c_antolini",
+    "ibs",
     "auroc",
     "auprc",
     "brier",

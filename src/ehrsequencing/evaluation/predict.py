@@ -63,6 +63,23 @@ def load_classifier(run: str | Path, store: TokenStore) -> SequenceClassifier:
     return model
 
 
+def load_survival(run: str | Path, store: TokenStore, causes: int) -> SurvivalModel:
+    """`load_trained` of a survival model of as many causes.
+
+    Raises:
+        RunError: it is none, or of another number of causes, too.
+    """
+    model = load_trained(run, store)
+    if not isinstance(model, SurvivalModel) or model.causes != causes:
+        raise RunError(
+            f"{run} does not answer what these labels ask",
+            got=f"{model.causes} causes" if isinstance(model, SurvivalModel) else type(model).__name__,
+            expected=f"a survival model of {causes} {'cause' if causes == 1 else 'causes'}",
+            remedy="evaluate on the labels that the run was trained with",
+        )
+    return model
+
+
 def check_categories(run: str | Path, categories: Sequence[str]) -> None:
     """The categories of a multi-label run must be those asked for; none of a binary one.
 
@@ -137,7 +154,7 @@ def predict_survival(
 ) -> SurvivalPrediction:
     """Curves at the edges of the model's grid, in the order of `examples`; `at` gives them at any day of the grid.
 
-    The risk is the incidence of the first cause at the grid's end, of a Cox model the log hazard of that cause.
+    There is a risk of a Cox model of one cause alone, its log hazard: curves of the others may cross.
 
     Raises:
         RunError: the model reads visits: figures at horizons come from the landmark reading alone.
@@ -149,12 +166,14 @@ def predict_survival(
             expected="landmark", remedy="train with survival.reading=landmark",
         )  # fmt: skip
     times = len(model.edges) - 1
-    survival, risk = np.full((len(examples), times), np.nan), np.full(len(examples), np.nan)
+    survival = np.full((len(examples), times), np.nan)
+    risk = np.full(len(examples), np.nan) if model.loss_name == "cox" and model.causes == 1 else None
     incidence = np.full((len(examples), model.causes, times), np.nan)
     for position, logits in _answers(model, store, split, examples, token_budget, progress):
         found = model.curves(logits)
         survival[position], incidence[position] = found.survival[:, 1:].numpy(), found.incidence[:, :, 1:].numpy()
-        risk[position] = (logits[:, 0] if model.loss_name == "cox" else found.incidence[:, 0, -1]).numpy()
+        if risk is not None:
+            risk[position] = logits[:, 0].numpy()
     return SurvivalPrediction(model.edges[1:].double().numpy(), survival, incidence, risk)
 
 

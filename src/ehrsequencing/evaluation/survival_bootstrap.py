@@ -40,16 +40,23 @@ class Question:
     tau: float | None
 
     def risk(self, prediction: SurvivalPrediction) -> Array:
-        """The model's own risk, else its incidence of the cause by the horizon."""
-        if prediction.risk is not None:
-            return prediction.risk
-        at = prediction.at([self.horizon])
+        """The model's own risk where there is one cause, else the area under its incidence up to the horizon.
+
+        The area, which is the days that the cause is expected to take within the horizon, ranks who comes first and not
+        only who comes at all.
+        """
+        if prediction.causes > 1:
+            return self.incidence(prediction, _grid(self.horizon)).mean(1)
         # Close to certainty survival still tells subjects apart where 1 - survival is 1.
-        return -at.survival[:, 0] if at.causes == 1 else at.incidence[:, self.of_cause - 1, 0]
+        return -prediction.at(_grid(self.horizon)).survival.mean(1) if prediction.risk is None else prediction.risk
 
     def incidence(self, prediction: SurvivalPrediction, days: ArrayLike | None = None) -> Array:
         """Incidence of the cause, float [n, days], by the horizon unless days are named."""
         return prediction.at([self.horizon] if days is None else days).incidence[:, self.of_cause - 1]
+
+
+def _grid(horizon: float) -> Array:
+    return np.linspace(horizon / IBS_DAYS, horizon, IBS_DAYS)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def _brier(q: Question, p: SurvivalPrediction) -> Prepared:
 
 
 def _ibs(q: Question, p: SurvivalPrediction) -> Prepared:
-    grid = np.linspace(q.horizon / IBS_DAYS, q.horizon, IBS_DAYS)
+    grid = _grid(q.horizon)
     return Brier(q.days, q.cause, q.incidence(p, grid), grid, of_cause=q.of_cause)
 
 
@@ -138,7 +145,7 @@ def evaluate_survival(
         predictions: One per seed, each of the same n rows.
         subject_ids: [n]; rows of one subject are drawn together.
         horizon: Days. `ibs` is the mean up to it, `c_uno` counts events before it, and a model without a risk of its
-            own is ranked by its incidence of the cause by then.
+            own is ranked by the area under its incidence of the cause up to it.
         metrics: Names in `METRICS`, or `name@days` for another horizon, which for concordances is also their tau;
             `auc`, `brier` and `ici` are only defined so.
         of_cause: The cause; an event of another one censors in `c_harrell` and `c_uno`, and not in the others.

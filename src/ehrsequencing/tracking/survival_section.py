@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from ehrsequencing.tracking.figures import Metrics, Names, in_order
 from ehrsequencing.tracking.html import Html, element, join, table
 from ehrsequencing.tracking.report_data import Survival
@@ -99,7 +98,7 @@ def _d_calibration(found: Survival, names: Names) -> Html | None:
         for model in in_order(set(rows), names, rows)
     ]
     made = table("D-calibration over all of follow-up", ["Model", "Chi-square", "p"], body)
-    note = "A small p says that the predicted survival at the events is not spread evenly: the curves are off somewhere."
+    note = (
+        "A small p says that the predicted survival at the events is not spread evenly: the curves are off somewhere."
+    )
     return join([made, element("p", note, class_="note")])
-
-
