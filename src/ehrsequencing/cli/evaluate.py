@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,26 +103,28 @@ SHOWN = (
     "auprc_macro",
     "f1_macro",
     "recall_at_10",
-    "new: recall_at_10",
-    "seen: recall_at_10",
 )
 
 
-def _heading(key: str) -> str:
-    """Metric of a key, after the population of codes that its task may name.
+def _heading(key: str, keys: Collection[str]) -> str:
+    """Metric of a key, after the population of codes or the further cause that its task names.
 
-    >>> _heading("next_visit_codes:new/recall_at_10"), _heading("onset:ICD10CM//I50@365/auroc")
-    ('new: recall_at_10', 'auroc')
+    >>> keys = ["next_visit_codes/recall_at_10", "next_visit_codes:new/recall_at_10", "time_to:death/c_uno"]
+    >>> [_heading(key, keys) for key in keys]
+    ['recall_at_10', 'new: recall_at_10', 'c_uno']
     """
     task, _, metric = key.rpartition("/")
-    population = task.rpartition(":")[2]
-    return f"{population}: {metric}" if population in ("new", "seen") else metric
+    whole, _, part = task.rpartition(":")
+    return f"{part}: {metric}" if any(other.startswith(f"{whole}/") for other in keys) else metric
 
 
 def print_table(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """Models by metrics, each with its interval."""
     columns = list(dict.fromkeys(name for values in metrics.values() for name in values if not _of_subgroup(name)))
-    shown = [name for name in columns if _heading(name) in SHOWN]
+    shown = [name for name in columns if name.rpartition("/")[2] in SHOWN]
+    if any(name.endswith("/recall_at_10") for name in shown):
+        # Of new and seen codes the recall alone: their areas are in the summary.
+        shown = [name for name in shown if ": " not in _heading(name, columns) or name.endswith("/recall_at_10")]
     rows = []
     for model, values in metrics.items():
         if not any(name in values for name in shown):
@@ -132,7 +134,7 @@ def print_table(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
             entry = values.get(name)
             cells.append("" if entry is None else f"{entry['value']:.3f}\n[{entry['low']:.3f}, {entry['high']:.3f}]")
         rows.append((model, *cells))
-    show_table(("model", *(_heading(name) for name in shown)), rows)
+    show_table(("model", *(_heading(name, columns) for name in shown)), rows)
 
 
 def _of_subgroup(key: str) -> bool:

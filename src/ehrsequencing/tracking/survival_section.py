@@ -98,7 +98,5 @@ def _d_calibration(found: Survival, names: Names) -> Html | None:
         for model in in_order(set(rows), names, rows)
     ]
     made = table("D-calibration over all of follow-up", ["Model", "Chi-square", "p"], body)
-    note = (
-        "A small p says that the predicted survival at the events is not spread evenly: the curves are off somewhere."
-    )
+    note = "A small p says that the predicted survival at the events is not spread evenly: the curves are off."
     return join([made, element("p", note, class_="note")])
