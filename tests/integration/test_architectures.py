@@ -1,7 +1,6 @@
 """Models over visits from the command line to the report: trained, killed, judged beside a BEHRT, and refused."""
 
 import json
-import subprocess
 
 import pytest
 
@@ -20,9 +19,10 @@ from ehrsequencing.models.retain import RETAINForSequenceClassification
 from ehrsequencing.training.finetune import finetune
 from tests.integration.conftest import TINY
 from tests.integration.test_multilabel import labels as multilabel  # noqa: F401
-from tests.integration.test_resume import FLAGS, SHORT, command, run_until_done, same_run
+from tests.integration.test_resume import command, run_and_kill, same_run
 from tests.integration.test_validation import abroad  # noqa: F401
 
+ONCE = {**TINY, "loop.epochs": 1}
 CLASSES = {
     "lstm": VisitLSTMForSequenceClassification,
     "bilstm": VisitLSTMForSequenceClassification,
@@ -35,7 +35,7 @@ def runs(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("architectures")
     for name in CLASSES:
         finetune(
-            world.store, world.labels, folder / name, load_config(FinetuneConfig, None, [f"architecture={name}"], TINY)
+            world.store, world.labels, folder / name, load_config(FinetuneConfig, None, [f"architecture={name}"], ONCE)
         )
     return folder
 
@@ -65,7 +65,7 @@ def test_the_parts_of_the_model_stand_in_the_report(runs):
 
 def test_all_are_judged_beside_each_other_and_a_baseline(world, runs, tmp_path):
     behrt = tmp_path / "behrt"
-    finetune(world.store, world.labels, behrt, load_config(FinetuneConfig, overrides={**TINY, "method": "scratch"}))
+    finetune(world.store, world.labels, behrt, load_config(FinetuneConfig, overrides={**ONCE, "method": "scratch"}))
     others = [runs / "bilstm", runs / "retain", behrt]
     summary = evaluate_run(runs / "lstm", world.store, others=others, baselines=("logistic_regression",), resamples=50)
     names = [*(f"{name}-small-scratch" for name in ("lstm", "bilstm", "retain", "behrt")), "logistic_regression"]
@@ -79,7 +79,7 @@ def test_all_are_judged_beside_each_other_and_a_baseline(world, runs, tmp_path):
 
 
 def test_several_seeds_are_one_arm(world, tmp_path):
-    config = load_config(FinetuneConfig, overrides={**TINY, "architecture": "retain", "loop.epochs": 1})
+    config = load_config(FinetuneConfig, overrides={**ONCE, "architecture": "retain"})
     finetune_seeds(world.store, world.labels, tmp_path / "run", config, 2, observed=observed)
     summary = evaluate_run(tmp_path / "run", world.store, baselines=(), resamples=50)
     entry = summary["metrics"]["retain-small-scratch"]
@@ -87,7 +87,7 @@ def test_several_seeds_are_one_arm(world, tmp_path):
 
 
 def test_several_labels(world, multilabel, tmp_path):  # noqa: F811
-    config = load_config(FinetuneConfig, overrides={**TINY, "architecture": "bilstm", "loop.epochs": 1})
+    config = load_config(FinetuneConfig, overrides={**ONCE, "architecture": "bilstm"})
     finetune(world.store, multilabel / "phenotypes.parquet", tmp_path / "run", config)
     summary = evaluate_run(tmp_path / "run", world.store, baselines=(), resamples=20)
     assert any(key.endswith("/auroc_macro") for key in summary["metrics"]["bilstm-small-scratch"])
@@ -101,14 +101,21 @@ def test_subjects_of_another_dataset_are_judged(world, runs, abroad):  # noqa: F
 
 
 def test_killed_and_resumed_is_bit_identical(world, tmp_path):
+    """One process is killed; the other two trainings are of this one."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = (world.store, world.labels, "--model", "bilstm", *SHORT, *FLAGS, "--set", "loop.token_budget=4096")
-    subprocess.run(command("finetune", *arguments, "--out", whole), check=True, capture_output=True)
-    assert run_until_done(command("finetune", *arguments, "--out", killed), [0.1]) >= 1
+    options = {**TINY, "architecture": "bilstm", "loop.checkpoint_seconds": 0, "loop.token_budget": 4096}
+    sets = [f"--set={name}={value}" for name, value in options.items() if name != "architecture"]
+    arguments = command("finetune", world.store, world.labels, "--model", "bilstm", *sets, "--out", killed)
+    assert run_and_kill(arguments, [0.05]) == 1
+    before = read_json(killed / "metadata.json")
+    assert before["status"] == "running" and not (killed / "model").exists()
+    finetune(world.store, world.labels, whole, load_config(FinetuneConfig, overrides=options))
+    # Taken up without naming the architecture: the run knows it; and once more, when it is finished.
+    for _ in range(2):
+        again = finetune(world.store, world.labels, killed, load_config(FinetuneConfig), resume=True)
+        assert list(again["metrics"]) == ["bilstm-small-scratch"]
+    assert read_json(killed / "metadata.json")["created"] == before["created"]
     same_run(whole, killed)
-    # Taken up once more without naming the architecture: the run knows it, and is finished.
-    again = finetune(world.store, world.labels, killed, load_config(FinetuneConfig), resume=True)
-    assert list(again["metrics"]) == ["bilstm-small-scratch"]
 
 
 def test_what_has_no_meaning_for_an_architecture_is_refused():

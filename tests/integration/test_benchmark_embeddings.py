@@ -1,6 +1,7 @@
 """`ehrseq benchmark embeddings`: five starts of the code vectors, everything else the same."""
 
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from safetensors.torch import load_file
 
 from ehrsequencing.benchmarks.configuration import EmbeddingsConfig
 from ehrsequencing.benchmarks.embeddings import ARMS, PAIRS, benchmark_embeddings, in_words, refuse_judged
+from ehrsequencing.benchmarks.few_labels import keep_share
 from ehrsequencing.config import load_config
+from ehrsequencing.data.labels import read_labels, write_labels
 from ehrsequencing.data.prepare import prepare
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.synthetic import synthesise
@@ -23,6 +26,7 @@ from tests.integration.conftest import TINY
 SMALL = {
     "seeds": 1,
     **{f"finetune.{name}": value for name, value in TINY.items()},
+    "finetune.loop.epochs": 1,
     "pretrain.loop.epochs": 1,
     "pretrain.loop.threads": 1,
     "pretrain.med2vec.code_dim": 80,
@@ -115,9 +119,11 @@ def test_a_second_call_trains_nothing_and_another_start_is_refused(world, done, 
 
 def test_a_strangers_file_needs_no_other_subjects(world, done, tmp_path):
     trained = []
-    summary = run(
-        world, tmp_path / "out", trained, third_party=done[0] / "third_party.txt", **{"finetune.loop.epochs": 1}
-    )
+    frame, manifest = read_labels(world.labels)
+    few = keep_share(TokenStore.open(world.store), frame, 0.3, seed=0)
+    write_labels(tmp_path / "labels" / "onset.parquet", few, manifest)
+    world = SimpleNamespace(**{**vars(world), "labels": tmp_path / "labels" / "onset.parquet"})
+    summary = run(world, tmp_path / "out", trained, third_party=done[0] / "third_party.txt")
     assert "med2vec" not in trained and len(trained) == len(ARMS) and summary is not None
 
 

@@ -27,6 +27,13 @@ def command(verb: str, *arguments: object) -> list[str]:
 
 
 def run_until_done(args: list[str], kills: list[float]) -> int:
+    """Run to the end, killed and taken up as `run_and_kill` does; returns kills that struck."""
+    struck = run_and_kill(args, kills)
+    subprocess.run([*args, "--resume"], check=True, capture_output=True)
+    return struck
+
+
+def run_and_kill(args: list[str], kills: list[float]) -> int:
     """Run, killing the process after each of the given delays past its first checkpoint; returns kills that struck."""
     struck = 0
     out = Path(args[args.index("--out") + 1])
@@ -44,7 +51,6 @@ def run_until_done(args: list[str], kills: list[float]) -> int:
             process.send_signal(signal.SIGKILL)
             struck += 1
         process.wait()
-    subprocess.run([*args, "--resume"], check=True, capture_output=True)
     return struck
 
 
