@@ -14,6 +14,7 @@ from ehrsequencing.benchmarks.cells import Claim, is_done, settle
 from ehrsequencing.benchmarks.compare import compare, difference, learning_curve
 from ehrsequencing.config import EmbeddingsConfig, FinetuneConfig, PretrainConfig, write_config
 from ehrsequencing.data.artefacts import refuse_in_data
+from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.vocabulary import NUM_SPECIAL
 from ehrsequencing.errors import ConfigError, RunError
@@ -89,6 +90,8 @@ def benchmark_embeddings(
             expected="--others STORE, on whose subjects Med2Vec is trained, or --third-party FILE",
         )  # fmt: skip
     store = TokenStore.open(store_path).verify()
+    if read_labels(labels)[0]["boolean_value"].null_count():
+        raise RunError(f"{labels} is not of a binary task", expected="labels in boolean_value")
     if others is not None:
         refuse_judged(store, TokenStore.open(others))
     shared = {
@@ -213,8 +216,6 @@ def _judge(
             names=list(ARMS), baselines=("logistic_regression",), say=say, progress=update,
         )  # fmt: skip
     task = judged.task
-    if judged.examples["held_out"].categories:
-        raise RunError(f"{labels} is of a multi-label task", expected="binary labels")
     metrics = {
         name: {
             key: entry for key, entry in entries.items() if split_key(key)[0] == task and split_key(key)[1] in METRICS
