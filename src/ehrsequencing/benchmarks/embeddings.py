@@ -17,6 +17,7 @@ from ehrsequencing.benchmarks.evaluate import learning_curve
 from ehrsequencing.benchmarks.med2vec import train_med2vec
 from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data
+from ehrsequencing.data.labels import read_labels
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.data.vocabulary import NUM_SPECIAL
 from ehrsequencing.errors import ConfigError, RunError
@@ -86,6 +87,8 @@ def benchmark_embeddings(
             expected="--others STORE, on whose subjects Med2Vec is trained, or --third-party FILE",
         )  # fmt: skip
     store = TokenStore.open(store_path).verify()
+    if read_labels(labels)[0]["boolean_value"].null_count():
+        raise RunError(f"{labels} is not of a binary task", expected="labels in boolean_value")
     if others is not None:
         refuse_judged(store, TokenStore.open(others))
     shared = {
@@ -203,8 +206,6 @@ def _judge(
             names=list(ARMS), baselines=("logistic_regression",), say=say, progress=update,
         )  # fmt: skip
     task = judged.task
-    if judged.examples["held_out"].categories:
-        raise RunError(f"{labels} is of a multi-label task", expected="binary labels")
     metrics = {
         name: {
             key: entry for key, entry in entries.items() if split_key(key)[0] == task and split_key(key)[1] in METRICS

@@ -66,7 +66,10 @@ def asked_examples(store: TokenStore, labels: pl.DataFrame | None, split: str) -
     asked = SPLITS if split == "all" else (split,)
     if labels is None:
         found = {name: Examples.whole_histories(store.split(name)) for name in asked}
-        return {name: rows for name, rows in found.items() if len(rows)}
+        found = {name: rows for name, rows in found.items() if len(rows)}
+        if not found:
+            raise LabelError(f"{store.path}: split {split} has no subject", remedy="choose another --split")
+        return found
     ids = labels["subject_id"].to_numpy()
     here = {name: store.split(name).index_of(ids) >= 0 for name in asked}
     if not any(rows.any() for rows in here.values()):

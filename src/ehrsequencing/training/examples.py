@@ -214,10 +214,11 @@ def _stated_causes(stated: Any, largest: int, source: str) -> tuple[str, ...]:
             )  # fmt: skip
         return ("event", "competing event", *(f"competing event {k}" for k in range(3, largest + 1)))[: max(largest, 1)]
     whole = isinstance(stated, list) and bool(stated) and all(isinstance(name, str) and name for name in stated)
-    if not whole or len(set(stated)) < len(stated):
+    if not whole or len(set(stated)) < len(stated) or "survival" in stated:
         raise LabelError(
-            f"{source}: the manifest's causes are malformed", got=str(stated)[:80], expected="a list of distinct names"
-        )
+            f"{source}: the manifest's causes are malformed", got=str(stated)[:80],
+            expected="a list of distinct names of events, none of them survival",
+        )  # fmt: skip
     return tuple(stated)
 
 
