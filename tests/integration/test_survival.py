@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 import torch
 
-from ehrsequencing.benchmarks.compare import evaluate_run
+from ehrsequencing.benchmarks.compare import compare
+from ehrsequencing.benchmarks.evaluate import evaluate_run
+from ehrsequencing.benchmarks.validation import ValidationOptions
 from ehrsequencing.cli.main import main
 from ehrsequencing.config import FinetuneConfig, load_config
 from ehrsequencing.data.dataset import MedsDataset
@@ -19,6 +21,7 @@ from ehrsequencing.data.store import TokenStore
 from ehrsequencing.diagnostics.doctor import diagnose
 from ehrsequencing.errors import ConfigError, LabelError, RunError
 from ehrsequencing.evaluation.predict import load_trained
+from ehrsequencing.evaluation.survival_scores import brier_score, cumulative_auc
 from ehrsequencing.io import read_json
 from ehrsequencing.models.lora import load_lora_weights
 from ehrsequencing.models.survival import BEHRTForSurvival, VisitLSTMForSurvival
@@ -146,10 +149,66 @@ def test_what_cannot_be_predicted_is_refused(world, labels, adapted, refused):
         assert message in refused(*arguments)
 
 
-def test_evaluate_refuses_survival_by_name(world, labels, adapted):
+@pytest.fixture(scope="module")
+def judged(world, labels, adapted):
     run, _ = adapted
-    with pytest.raises(LabelError, match="a comparison of runs reads binary and multi-label tasks.*ehrseq predict"):
-        evaluate_run(run, world.store, None, baselines=[], resamples=100)
+    options = {"baselines": ["cox"], "horizons": [365.0, 730.0], "resamples": 100, "threads": 1}
+    return run, evaluate_run(run, world.store, None, oracle=world.meds, **options)
+
+
+def test_evaluate_judges_both_causes_beside_baselines_length_and_oracle(judged):
+    run, summary = judged
+    task = "time_to:ICD10CM//I10,ICD10CM//E11"
+    assert list(summary["metrics"]) == ["behrt-small-lora", "cox", "length_only", "kaplan_meier", "oracle: ceiling"]
+    for model, entries in summary["metrics"].items():
+        for metric in ("c_wolbers", "c_antolini", "ibs", "auc@365", "brier@730"):
+            entry = entries[f"{task}/{metric}"]
+            assert entry["low"] <= entry["value"] <= entry["high"]
+        assert any(key.startswith(f"{task}:death/") for key in entries) == (not model.startswith("oracle"))
+    assert summary["metrics"]["kaplan_meier"][f"{task}/c_wolbers"]["value"] == 0.5
+    compared = {(pair["a"], pair["b"]) for pair in summary["differences"]}
+    assert ("behrt-small-lora", "length_only") in compared
+    assert any(a == "oracle: ceiling" for a, _ in compared)
+    table = pl.read_parquet(run / "predictions" / "held_out.parquet")
+    assert len(table) == len(pl.read_csv(run / "predictions" / "held_out.csv"))
+    total = table["cox/survival@365"] + table["cox/hypertension or diabetes@365"] + table["cox/death@365"]
+    assert total.to_numpy() == pytest.approx(1)
+
+
+def test_the_figures_are_those_of_the_written_predictions(judged):
+    run, summary = judged
+    table = pl.read_parquet(run / "predictions" / "held_out.parquet")
+    days, cause = table["duration_days"].to_numpy(), table["cause"].to_numpy()
+    for model in ("behrt-small-lora", "cox"):
+        incidence = table[f"{model}/hypertension or diabetes@365"].to_numpy()
+        entries = summary["metrics"][model]
+        task = "time_to:ICD10CM//I10,ICD10CM//E11"
+        assert brier_score(days, cause, incidence, 365.0)[0] == pytest.approx(entries[f"{task}/brier@365"]["value"])
+        assert cumulative_auc(days, cause, incidence, 365.0)[1] == pytest.approx(entries[f"{task}/auc@365"]["value"])
+
+
+def test_the_report_shows_curves_calibration_and_figures_by_horizon(judged):
+    run, _ = judged
+    page = (run / "report.html").read_text()
+    for shown in (
+        "Cumulative incidence: hypertension or diabetes", "Cumulative incidence: death", "Calibration at 365 days",
+        "D-calibration", "by horizon", "length_only", "later events count for no concordance",
+    ):  # fmt: skip
+        assert shown in page
+
+
+def test_evaluate_refuses_what_is_of_other_tasks(world, labels, adapted):
+    run, _ = adapted
+    with pytest.raises(ConfigError, match="unknown survival baseline xgboost; expected cox, survival_forest"):
+        evaluate_run(run, world.store, None, baselines=["xgboost"])
+    with pytest.raises(ConfigError, match="recalibration and subgroups are of binary tasks; got a survival task"):
+        evaluate_run(run, world.store, None, validation=ValidationOptions("platt"))
+    with pytest.raises(ConfigError, match="horizons to judge at; got 365, 1e[+]06; expected days above 0 and at most"):
+        evaluate_run(run, world.store, None, baselines=[], horizons=[365.0, 1e6])
+    with pytest.raises(RunError, match="trained with another labels"):
+        evaluate_run(run, world.store, world.labels, baselines=[])
+    with pytest.raises(ConfigError, match="days to judge at are of survival tasks"):
+        compare([run], world.store, world.labels, horizons=[30.0])
 
 
 def test_a_binary_run_is_predicted_with_the_same_verb(world, tmp_path, refused):
