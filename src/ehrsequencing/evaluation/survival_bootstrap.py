@@ -30,8 +30,9 @@ IBS_DAYS = 50
 
 @dataclass(frozen=True)
 class Question:
-    """What a metric is asked of: checked outcomes, the cause, and the horizon in days."""
+    """What a metric is asked of: its name, checked outcomes, the cause, and the horizon in days."""
 
+    name: str
     days: Array
     cause: Ints
     of_cause: int
@@ -40,7 +41,11 @@ class Question:
 
     def risk(self, prediction: SurvivalPrediction) -> Array:
         """The model's own risk, else its incidence of the cause by the horizon."""
-        return prediction.risk if prediction.risk is not None else self.incidence(prediction)[:, 0]
+        if prediction.risk is not None:
+            return prediction.risk
+        at = prediction.at([self.horizon])
+        # Close to certainty survival still tells subjects apart where 1 - survival is 1.
+        return -at.survival[:, 0] if at.causes == 1 else at.incidence[:, self.of_cause - 1, 0]
 
     def incidence(self, prediction: SurvivalPrediction, days: ArrayLike | None = None) -> Array:
         """Incidence of the cause, float [n, days], by the horizon unless days are named."""
@@ -227,12 +232,12 @@ def _question(
     if not at:
         if metric.needs_horizon:
             raise MetricError(f"{bare} is defined at a horizon", got=name, expected=f"{bare}@DAYS")
-        return metric, Question(days, cause, of_cause, float(horizon), tau)
+        return metric, Question(name, days, cause, of_cause, float(horizon), tau)
     try:
         own = float(asked)
     except ValueError:
         raise MetricError("a horizon is a number of days", got=name, expected=f"{bare}@DAYS") from None
-    return metric, Question(days, cause, of_cause, own, own if bare.startswith("c_") else tau)
+    return metric, Question(name, days, cause, of_cause, own, own if bare.startswith("c_") else tau)
 
 
 def _sample(
@@ -254,7 +259,8 @@ def _sample(
     samples = np.empty((*values.shape, rows.resamples))
     prepared = [[metric.prepare(question, p) for p in predictions] for metric, question in questions]
     for m, row in enumerate(prepared):
-        values[m] = [value_of(one, n, "the metric is undefined on these subjects") for one in row]
+        undefined = f"{questions[m][1].name} is undefined on these subjects"
+        values[m] = [value_of(one, n, undefined) for one in row]
     done = 0
     for counts in rows.draws(seed, both_classes=False):
         weights = counts[:, rows.subject_row]
@@ -284,7 +290,7 @@ def _widened(
 ) -> tuple[float, float]:
     events = _event_subjects(rows)
     if metric.higher_is_better:
-        if events < RARE or value == 1:
+        if events < RARE or value > 1 - 1e-9:
             wide = wilson(value, events, rows.level)
             return min(low, wide[0]), max(high, wide[1])
     elif events < RARE:

@@ -100,8 +100,8 @@ class Counts:
 def counts(durations: Array, cause: NDArray, causes: int) -> Counts:
     """Counts of checked outcomes, cause 0 censored."""
     days, time = np.unique(durations, return_inverse=True)
-    table = np.bincount(time * (causes + 1) + cause, minlength=len(days) * (causes + 1)).reshape(len(days), -1)
-    table = table.astype(np.float64)
+    tally = np.bincount(time * (causes + 1) + cause, minlength=len(days) * (causes + 1))
+    table = tally.reshape(len(days), -1).astype(np.float64)
     leaving = table.sum(1)
     return Counts(days, leaving[::-1].cumsum()[::-1], table[:, 1:], table[:, 0])
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ehrsequencing.errors import MetricError
-from ehrsequencing.evaluation.survival import inverse_weights, value_of
+from ehrsequencing.evaluation.survival import inverse_weights, ratio, value_of
 from ehrsequencing.evaluation.survival_censoring import Censoring, Known, checked_horizons, known_by
 from ehrsequencing.evaluation.survival_curves import (
     Array,
@@ -118,8 +118,7 @@ class CumulativeAUC:
             cases = np.add.reduceat(weighed * case, starts, axis=1)
             others = np.add.reduceat(weighed * ~case, starts, axis=1)
             beaten = np.einsum("rg,rg->r", cases, np.cumsum(others, axis=1) - others / 2)
-            possible = cases.sum(1) * others.sum(1)
-            found[:, column] = np.divide(beaten, possible, out=np.full_like(beaten, np.nan), where=possible > 0)
+            found[:, column] = ratio(cases.sum(1) * others.sum(1), beaten)
         return found
 
     def mean(self, by_horizon: Array) -> Array:
