@@ -3,7 +3,8 @@
     python benchmarks/survival_metrics.py [--sizes 1000,10000,100000,1000000] [--limit 60] [--resamples 200]
 
 Durations are whole days and risks have two decimals, so both have ties. A competitor that would need more than the
-limit, judged by the size before, is left out. Times are seconds on one core, of one call after a small one.
+limit, judged by the size before, is left out. Times are CPU seconds of one call, after a small one, which other work on
+the machine changes least; set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     sizes = [int(size) for size in options.sizes.split(",")]
-    print("| metric | n | ours, s | lifelines | scikit-survival | torchsurv | largest difference |")
+    print("| metric | n | ours, CPU s | lifelines | scikit-survival | torchsurv | largest difference |")
     print("|---|---|---|---|---|---|---|")
     for metric, ours, others in METRICS:
         needed: dict[str, tuple[int, float]] = {}
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def intervals(resamples: int) -> None:
-    print(f"\nSeconds of {resamples} resamples over subjects:\n\n| metric | 10,000 | 100,000 |\n|---|---|---|")
+    print(f"\nCPU seconds of {resamples} resamples over subjects:\n\n| metric | 10,000 | 100,000 |\n|---|---|---|")
     for name in ("c_harrell", "c_uno", "auc@365", "brier@365", "c_antolini"):
         cells = []
         for n in (10_000, 100_000):
@@ -95,9 +96,9 @@ def intervals(resamples: int) -> None:
 
 
 def timed(metric: Callable[[Data], object], data: Data) -> tuple[float, object]:
-    start = time.perf_counter()
+    start = time.process_time()
     value = metric(data)
-    return time.perf_counter() - start, value
+    return time.process_time() - start, value
 
 
 def _tau(data: Data) -> float:

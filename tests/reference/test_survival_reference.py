@@ -67,7 +67,7 @@ def sksurv_outcome(durations: np.ndarray, event: np.ndarray) -> np.ndarray:
     return Surv.from_arrays(event.astype(bool), durations)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(outcomes())
 def test_harrells_c_equals_lifelines(drawn):
     durations, event, risk = drawn
@@ -80,13 +80,14 @@ def test_harrells_c_equals_lifelines(drawn):
     assert concordance_index(durations, event, risk) == pytest.approx(expected, **CLOSE)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(outcomes(), st.sampled_from([None, 3.0, 5.0]))
 def test_unos_c_equals_scikit_survivals(drawn, tau):
     durations, event, risk = drawn
     outcome = sksurv_outcome(durations, event) if event.any() else None
     try:
-        expected = None if outcome is None else sksurv.concordance_index_ipcw(outcome, outcome, risk, tau=tau)[0]
+        with np.errstate(invalid="ignore"):
+            expected = None if outcome is None else sksurv.concordance_index_ipcw(outcome, outcome, risk, tau=tau)[0]
     except (ValueError, sksurv.NoComparablePairException):
         expected = None
     # With tau before every event they divide 0 by 0.
@@ -119,7 +120,7 @@ def test_scikit_survival_ties_risks_that_differ_by_a_hair():
     assert sksurv.concordance_index_censored(event, durations, risk)[0] == 0.5
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(outcomes(), st.integers(0, 2**32 - 1), st.booleans())
 def test_brier_and_auc_equal_scikit_survivals(drawn, seed, other_subjects):
     durations, event, risk = drawn
@@ -166,7 +167,7 @@ def test_brier_and_auc_equal_scikit_survivals(drawn, seed, other_subjects):
             assert our_mean == pytest.approx(mean, **CLOSE)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(outcomes())
 def test_kaplan_meier_and_nelson_aalen_equal_lifelines(drawn):
     durations, event, _ = drawn
@@ -185,7 +186,7 @@ def test_kaplan_meier_and_nelson_aalen_equal_lifelines(drawn):
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(outcomes(causes=2))
 def test_aalen_johansen_equals_lifelines_and_scikit_survivals(drawn):
     durations, cause, risk = drawn
@@ -243,7 +244,7 @@ def won(first: float, second: float) -> float:
     return 0.5 if abs(first - second) <= 1e-12 else float(first > second)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(outcomes(causes=3))
 def test_wolbers_c_counts_every_pair(drawn):
     durations, cause, risk = drawn
@@ -269,7 +270,7 @@ def test_wolbers_c_counts_every_pair(drawn):
     assert wolbers_concordance(durations, cause, risk, weighted=True) == pytest.approx(good / sum(weights), **CLOSE)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(outcomes())
 def test_without_competing_events_wolbers_c_is_harrells_and_unos(drawn):
     durations, event, risk = drawn
@@ -300,7 +301,7 @@ def curves(draw: st.DrawFn, causes: int) -> tuple[np.ndarray, np.ndarray, Surviv
 
 
 @pytest.mark.parametrize("causes", [1, 2])
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_antolinis_c_counts_every_pair(causes, data):
     durations, cause, prediction = data.draw(curves(causes))
@@ -316,7 +317,7 @@ def test_antolinis_c_counts_every_pair(causes, data):
     assert antolini_concordance(durations, cause, prediction) == pytest.approx(good / len(pairs), **CLOSE)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(outcomes(causes=2), st.floats(0.5, 6), st.integers(0, 2**32 - 1))
 def test_competing_brier_and_auc_count_every_subject(drawn, horizon, seed):
     durations, cause, risk = drawn
@@ -344,7 +345,7 @@ def test_competing_brier_and_auc_count_every_subject(drawn, horizon, seed):
     assert cumulative_auc(durations, cause, risk, horizon)[0][0] == pytest.approx(good / of_pair.sum(), **CLOSE)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(outcomes(), st.integers(0, 2**32 - 1))
 def test_multiplicities_are_repeated_rows(drawn, seed):
     durations, event, risk = drawn

@@ -264,10 +264,12 @@ class Examples:
             )
         rows, index = labels.filter(pl.Series(here)), index[here]
         if causes:
-            target, first = rows.select(pl.col("float_value", "integer_value").cast(pl.Float64)).to_numpy(), slice(None)
+            target = rows.select(pl.col("float_value", "integer_value").cast(pl.Float64)).to_numpy()
+        elif categories:
+            target, first = _categories(rows, categories)
+            rows, index = rows[first], index[first]
         else:
-            target, first = _categories(rows, categories) if categories else (_target(rows), slice(None))
-        rows, index = rows[first], index[first]
+            target = _target(rows)
         until = rows["prediction_time"].cast(pl.Datetime("us")).to_physical().to_numpy()
         start, stop = history_bounds(split, index, until)
         if empty := int((start == stop).sum()):

@@ -173,24 +173,24 @@ class Antolini:
         n, done, interval, safety = len(self._order), 0, 1, self._interval(1)
         edges = np.append(0.0, self._prediction.days)
         while done < len(self._firsts):
-            begin = int(self._later[done])
+            start, begin = int(self._firsts[done]), int(self._later[done])
             block = slice(done, min(len(self._firsts), done + max(1, _CELLS // max(n - begin, 1))))
             won = np.zeros((block.stop - done, n - begin), np.float32)
             for day in np.unique(self._day[block]):
                 right = int(np.searchsorted(edges, day, side="left"))
                 if right != interval:
                     interval, safety = right, self._interval(right)
-                at = safety((day - edges[right - 1]) / (edges[right] - edges[right - 1]))
-                for event in range(*np.searchsorted(self._day, [day, np.nextafter(day, np.inf)])):
-                    if block.start <= event < block.stop:
-                        others, own = at[self._later[event] :], at[self._firsts[event]]
-                        row = won[event - done, self._later[event] - begin :]
-                        np.add(others > own, np.float32(0.5) * (others == own), out=row)
+                at = safety((day - edges[right - 1]) / (edges[right] - edges[right - 1]), start)
+                of_day = np.searchsorted(self._day[block], [day, np.nextafter(day, np.inf)])
+                for event in range(*(done + of_day)):
+                    others, own = at[self._later[event] - start :], at[self._firsts[event] - start]
+                    row = won[event - done, self._later[event] - begin :]
+                    np.add(others > own, np.float32(0.5) * (others == own), out=row)
             yield block, won
             done = block.stop
 
-    def _interval(self, right: int) -> Callable[[float], Array]:
-        """Within the interval of the prediction that ends at day `right`: safety of each row at a share of it."""
+    def _interval(self, right: int) -> Callable[[float, int], Array]:
+        """Within the interval of the prediction that ends at day `right`: safety at a share of it, from a row on."""
         survival = (
             _column(self._prediction.survival, right, 1.0)[self._order],
             _column(self._prediction.survival, right - 1, 1.0)[self._order],
@@ -199,18 +199,17 @@ class Antolini:
             end, begin = np.log(survival[0]), np.log(survival[1])
             slope = np.where(np.isinf(begin), 0.0, end - begin)
         if self._prediction.causes == 1:
-            return lambda share: end if share == 1 else begin + share * slope
+            return lambda share, row: end[row:] if share == 1 else begin[row:] + share * slope[row:]
         incidence = self._prediction.incidence[:, self._of_cause - 1]
         after, before = (_column(incidence, place, 0.0)[self._order] for place in (right, right - 1))
         lost = survival[1] - survival[0]
 
-        def safety(share: float) -> Array:
+        def safety(share: float, row: int) -> Array:
             if share == 1:
-                return -after
-            part = np.divide(
-                -survival[1] * np.expm1(share * slope), lost, out=np.full_like(lost, share), where=lost > 0
-            )
-            return -(before + part * (after - before))
+                return -after[row:]
+            fallen, all_lost = -survival[1][row:] * np.expm1(share * slope[row:]), lost[row:]
+            part = np.divide(fallen, all_lost, out=np.full_like(fallen, share), where=all_lost > 0)
+            return -(before[row:] + part * (after[row:] - before[row:]))
 
         return safety
 

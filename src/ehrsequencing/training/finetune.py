@@ -13,6 +13,7 @@ from typing import Any
 from ehrsequencing.config import FinetuneConfig
 from ehrsequencing.data.artefacts import refuse_in_data
 from ehrsequencing.data.labels import labels_hash, read_labels
+from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError
 from ehrsequencing.io import read_json
@@ -105,11 +106,7 @@ def finetune(
     _check_base(config, from_run)
     audited = audit(store, labels, manifest, accept=config.accept)
     audited.raise_errors()
-    goal: Goal
-    if examples["train"].causes:
-        goal = SurvivalGoal(config, examples, manifest)
-    else:
-        goal = ClassificationGoal(config, examples, str(labels_path))
+    goal = _goal(config, examples, manifest, str(labels_path))
     notes += [*audited.notes(), *goal.notes]
     for note in notes:
         observer.say(note)
@@ -225,6 +222,12 @@ def finetune(
         tracker.save_summary(metrics, notes=notes)
         tracker.set_status("early_stopped" if result.early_stopped else "completed")
         return read_json(tracker.run_dir / "summary.json")
+
+
+def _goal(config: FinetuneConfig, examples: dict[str, Examples], manifest: dict[str, Any], source: str) -> Goal:
+    if examples["train"].causes:
+        return SurvivalGoal(config, examples, manifest)
+    return ClassificationGoal(config, examples, source)
 
 
 def _check_base(config: FinetuneConfig, from_run: str | Path | None) -> None:

@@ -153,11 +153,10 @@ class SurvivalGoal:
     def plan(self, model: SurvivalModel, sources: Mapping[str, BatchSource], store: TokenStore) -> SurvivalPlan:
         weight, nvp = self.config.survival.nvp, None
         if weight:
-            mode = "causal" if model.config.attention == "visit_causal" else "prefix"
+            options = NvpOptions(mode="causal" if model.config.attention == "visit_causal" else "prefix")
             nvp = NextVisitPlan(
-                model.config, sources["train"], sources["tuning"], store.vocabulary, NvpOptions(mode=mode),
-                seed=self.config.loop.seed,
-            )  # fmt: skip
+                model.config, sources["train"], sources["tuning"], store.vocabulary, options, seed=self.config.loop.seed
+            )
             self.notes += nvp.notes
             # The head begins where copy-history stands, with little of its own on top.
             if isinstance(model, BEHRTForSurvival) and model.seen is not None and model.next_head is not None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrsequencing.errors import MetricError
-from ehrsequencing.evaluation import survival_pairs
+from ehrsequencing.evaluation import survival, survival_pairs
 from ehrsequencing.evaluation.survival import (
     antolini_concordance,
     concordance_index,
@@ -135,6 +135,24 @@ def test_antolini_equals_harrell_where_hazards_are_proportional():
     curves = np.exp(-np.exp(risk)[:, None] * days / 100)
     found = antolini_concordance(durations, event, SurvivalPrediction.of_one_cause(days, curves))
     assert found == pytest.approx(concordance_index(durations, event, risk), abs=1e-12)
+
+
+@pytest.mark.parametrize("causes", [1, 2])
+def test_antolini_in_small_blocks(monkeypatch, causes):
+    rng = np.random.default_rng(0)
+    durations, cause = rng.integers(1, 9, size=120).astype(float), rng.integers(0, causes + 1, size=120)
+    shares = rng.dirichlet(np.ones(causes + 1), size=120)
+    first = shares[:, 1:] * rng.random((120, 1))
+    incidence = np.stack([first, shares[:, 1:]], axis=2)
+    prediction = SurvivalPrediction([4.0, 9.0], 1 - incidence.sum(1), incidence)
+    prepared = survival.Antolini(durations, cause, prediction)
+    weights = rng.poisson(1, size=(3, 120)).astype(float)
+    expected = prepared(weights)
+    monkeypatch.setattr(survival, "_CELLS", 300)
+    np.testing.assert_allclose(prepared(weights), expected, rtol=1e-12)
+    repeated = np.repeat(np.arange(120), weights[0].astype(int))
+    alone = antolini_concordance(durations[repeated], cause[repeated], prediction.take(repeated))
+    assert alone == pytest.approx(expected[0], abs=1e-12)
 
 
 def test_survival_that_reaches_0():
