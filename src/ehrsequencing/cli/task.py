@@ -166,7 +166,8 @@ def build(
         raise ConfigError(
             "--best-c and --censoring-rate are for survival tasks", got=task, expected="for example time_to:death@1825"
         )
-    signal = None if best_c is None else Signal(best_c, **({} if order_share is None else {"order_share": order_share}))
+    share = Signal.order_share if order_share is None else order_share
+    signal = None if best_c is None else Signal(best_c, share)
     censoring = None if censoring_rate is None else Censoring(censoring_rate, censoring_strength or 0.0)
     dataset = MedsDataset.open(meds)
     with progress_bars() as update:

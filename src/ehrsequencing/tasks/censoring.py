@@ -144,10 +144,10 @@ def censor(
         score = standardised(score, "the state")
     days = exponentials(first, LEAVING) / censoring.rates_per_day(score)
     # A century and more is beyond any follow-up; without a bound, slow rates would leave the range of dates.
-    leaves = pl.col("prediction_time") + pl.duration(
-        microseconds=pl.Series((np.minimum(days, 1e6) * MICROSECONDS_PER_DAY).astype(np.int64))
-    )
-    rows = labels.join(first.select("subject_id", leaves=leaves), on="subject_id", maintain_order="left")
+    stay = pl.Series("stay", (np.minimum(days, 1e6) * MICROSECONDS_PER_DAY).astype(np.int64))
+    leaves = pl.col("prediction_time") + pl.duration(microseconds="stay")
+    first = first.with_columns(stay).select("subject_id", leaves=leaves)
+    rows = labels.join(first, on="subject_id", maintain_order="left")
     left = (pl.col("leaves") - pl.col("prediction_time")).dt.total_microseconds() / MICROSECONDS_PER_DAY
     rows = rows.with_columns(left=left)
     gone = rows.filter(pl.col("left") <= 0)

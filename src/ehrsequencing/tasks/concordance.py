@@ -82,7 +82,7 @@ def expected_harrell(log_hazard: Array, baseline: Baseline, censoring_per_day: A
         tied = sums[upto] - sums[below] - followed
         good += share * float(event @ (sums[below] + tied / 2))
         total += share * float(event @ (sums[-1] - followed))
-    return good / total
+    return float(good / total)
 
 
 def scale_for(log_hazard: Array, shape: float, horizon_days: float, events: float) -> float:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ehrsequencing.cli.task import app
 from ehrsequencing.data.dataset import MedsDataset
 from ehrsequencing.data.labels import read_labels
-from ehrsequencing.data.oracle import oracle_frame
+from ehrsequencing.data.oracle import oracle_frame, outcome_of
 from ehrsequencing.data.schema import SPLITS
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, DataError, LabelError
@@ -271,3 +271,18 @@ def test_options_that_make_no_sense(world, tmp_path, task, options, message):
     with pytest.raises(ConfigError, match=message):
         CliRunner().invoke(app, run, catch_exceptions=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            {"task": "time_to:A|B@9", "codes": ["A"], "competing_codes": ["B"]},
+            "death as a competing cause alone; got B",
+        ),
+        ({"task": "signal:0.8@9", "codes": [], "horizon_days": 9}, "does not know this task; got signal:0.8@9"),
+    ],
+)
+def test_what_the_oracle_of_the_generator_does_not_know(told, message):
+    with pytest.raises(ConfigError, match=message):
+        outcome_of(told)
