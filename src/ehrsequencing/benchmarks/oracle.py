@@ -16,6 +16,7 @@ from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, StoreError
 from ehrsequencing.evaluation.survival_prediction import SurvivalPrediction
+from ehrsequencing.tasks.signal import signal_oracle
 from ehrsequencing.tracking.summary import ORACLE
 
 CEILING, ATTAINABLE = f"{ORACLE}ceiling", f"{ORACLE}attainable optimum"
@@ -80,6 +81,8 @@ def survival_oracles(
 ) -> list[Arm]:
     """The same two of a survival task: incidence of its first cause by some days; competing ones are not told apart.
 
+    Of an outcome that was made from the record (`tasks.signal`) the attainable optimum alone: its true hazard.
+
     Args:
         notes: What to note is added here.
         days: Rising; where figures are taken.
@@ -87,6 +90,14 @@ def survival_oracles(
     Raises:
         StoreError, ConfigError, DataError: as `oracle_arms`.
     """
+    if made := manifest.get("signal"):
+        dataset, rows = _asked(data, store, held_out)
+        known = signal_oracle(dataset, rows, manifest, tuple(days))
+        placed = rows.join(known, on=["subject_id", "prediction_time"], how="left", maintain_order="left")
+        curves = placed.select(f"survival@{day:g}" for day in days).to_numpy()
+        risk = placed["log_hazard"].to_numpy()
+        notes.append(f"The outcome was made from the record; the best C in expectation is {made['best_c']:g}.")
+        return [_arm(ATTAINABLE, SurvivalPrediction.of_one_cause(days, curves, risk), "the true hazard")]
     frame = _futures(data, store, held_out, manifest, progress, horizons_days=tuple(days))
     arms = []
     for name, column in ((CEILING, "ceiling"), (ATTAINABLE, "attainable")):
@@ -114,6 +125,14 @@ def _futures(
     **options: Any,
 ) -> pl.DataFrame:
     """`oracle_frame` of held-out histories."""
+    dataset, rows = _asked(data, store, held_out)
+    return oracle_frame(
+        dataset, rows, manifest, progress=lambda done, total: progress("futures of the oracle", done, total), **options
+    )
+
+
+def _asked(data: str | Path, store: TokenStore, held_out: Examples) -> tuple[MedsDataset, pl.DataFrame]:
+    """The dataset of the store, and subject and prediction time of held-out histories."""
     dataset = MedsDataset.open(Path(data))
     if dataset.fingerprint != store.manifest["dataset_fingerprint"]:
         raise StoreError(
@@ -121,16 +140,13 @@ def _futures(
             got=dataset.fingerprint[:16], expected=str(store.manifest["dataset_fingerprint"])[:16],
             remedy="name the dataset that the store was prepared from",
         )  # fmt: skip
-    rows = pl.DataFrame(
+    return dataset, pl.DataFrame(
         {"subject_id": held_out.subject_id, "prediction_time": pl.Series(held_out.until).cast(pl.Datetime("us"))}
     )
-    return oracle_frame(
-        dataset, rows, manifest, progress=lambda done, total: progress("futures of the oracle", done, total), **options
-    )
 
 
-def _arm(name: str, predicted: Any) -> Arm:
+def _arm(name: str, predicted: Any, notes: str = "") -> Arm:
     return Arm(
         name=name, kind="oracle", tuning=[], held_out=[predicted], seconds=0.0,
-        notes=NOTES[name],
+        notes=notes or NOTES[name],
     )  # fmt: skip

@@ -22,7 +22,8 @@ def wilson(share: float, trials: int, level: float = 0.95) -> tuple[float, float
     spread = 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / spread
     half = z / spread * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return max(0.0, centre - float(half)), min(1.0, centre + float(half))
+    # Rounding must not leave the share itself outside.
+    return max(0.0, min(share, centre - float(half))), min(1.0, max(share, centre + float(half)))
 
 
 def calibration_curve(

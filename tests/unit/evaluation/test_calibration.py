@@ -31,6 +31,13 @@ def test_bins_hold_every_row_once_and_part_no_ties(rows, bins):
     assert all(0 <= row["low"] <= row["observed"] <= row["high"] <= 1 for row in curve)
 
 
+def test_the_interval_holds_the_share_in_spite_of_rounding():
+    for trials in range(1, 40):
+        for share in (0.0, 1.0):
+            low, high = wilson(share, trials)
+            assert 0 <= low <= share <= high <= 1
+
+
 def test_no_bins():
     with pytest.raises(MetricError, match="at least one bin"):
         calibration_curve([0, 1], [0.1, 0.2], bins=0)
