@@ -1,6 +1,8 @@
 """Bad input through the command line: one line, exit code 2, no traceback, nothing half-written."""
 
+import contextlib
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -12,17 +14,30 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from ehrsequencing.cli.main import main
 from ehrsequencing.tasks.cohorts import CohortRules
 
 
 def ehrseq(*arguments: object, code: int = 2) -> str:
     """Run a command that must fail; returns its one line of error (a cohort's flow stands below it)."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return one_line(ended.value.code, errors.getvalue(), code)
+
+
+def ehrseq_process(*arguments: object, code: int = 2) -> str:
+    """The same as a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "ehrsequencing", *map(str, arguments)], capture_output=True, text=True, check=False
     )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return one_line(done.returncode, done.stderr, code)
+
+
+def one_line(ended: object, errors: str, code: int) -> str:
+    assert ended == code, errors
+    assert "Traceback" not in errors
+    [line] = [line for line in errors.splitlines() if line.startswith("error: ")]
     return line
 
 
@@ -51,7 +66,7 @@ def meds(folder: Path, shards: dict[str, dict]) -> Path:
 def test_missing_files(tmp_path):
     assert "/nowhere" in ehrseq("import", "uci-diabetes", "/nowhere", tmp_path / "out")
     assert "/nowhere" in ehrseq("prepare", "/nowhere", tmp_path / "out")
-    assert "/nowhere" in ehrseq("pretrain", "/nowhere", "--out", tmp_path / "out")
+    assert "/nowhere" in ehrseq_process("pretrain", "/nowhere", "--out", tmp_path / "out")
     assert "expected synthetic, uci-diabetes" in ehrseq("import", "csv", "/nowhere", tmp_path / "out")
     no_trace(tmp_path / "out")
 
