@@ -1,7 +1,6 @@
 """A multi-label task from labels to the report: next-visit codes of the synthetic records."""
 
 import json
-import subprocess
 
 import polars as pl
 import pytest
@@ -14,7 +13,7 @@ from ehrsequencing.errors import ConfigError, RunError
 from ehrsequencing.io import read_json
 from ehrsequencing.training.finetune import finetune
 from tests.integration.conftest import ADAPT, TINY
-from tests.integration.test_resume import FLAGS, command, run_until_done, same_run
+from tests.integration.test_resume import FLAGS, command, run_until_done, same_run, uninterrupted
 
 
 def next_visits(meds, every: int = 10) -> tuple[pl.DataFrame, list[str]]:
@@ -127,7 +126,7 @@ def test_a_run_decides_only_what_it_was_trained_for(world, labels, run, tmp_path
 def test_a_multi_label_run_killed_and_resumed_is_bit_identical(world, labels, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = (world.store, labels / "next.parquet", "--from", world.pretrained, "--method", "lora")
-    subprocess.run(command("finetune", *arguments, "--out", whole, *FLAGS), check=True, capture_output=True)
+    uninterrupted("finetune", *arguments, "--out", whole, *FLAGS)
     assert run_until_done(command("finetune", *arguments, "--out", killed, *FLAGS), [0.05, 0.3]) >= 1
     same_run(whole, killed)
     assert json.loads((killed / "metadata.json").read_text())["status"] in ("completed", "early_stopped")

@@ -1,7 +1,6 @@
 """Objectives of pretraining at their edges: single visits, long histories, weights, options without effect, kills."""
 
 import json
-import subprocess
 from datetime import datetime
 
 import polars as pl
@@ -23,7 +22,7 @@ from ehrsequencing.training.objectives import OBJECTIVES
 from ehrsequencing.training.pretrain import pretrain
 from ehrsequencing.training.runs import batch_source, model_config
 from tests.integration.conftest import TINY
-from tests.integration.test_resume import command, run_until_done, same_run
+from tests.integration.test_resume import command, run_until_done, same_run, uninterrupted
 
 
 def test_options_without_effect_are_refused():
@@ -140,7 +139,7 @@ def test_killed_and_resumed_is_bit_identical(world, tmp_path, objective):
         "--set", "loop.threads=1", "--set", "loop.checkpoint_seconds=0", "--set", "model.max_length=32",
     ]  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command("pretrain", world.store, "--out", whole, *flags), check=True, capture_output=True)
+    uninterrupted("pretrain", world.store, "--out", whole, *flags)
     struck = run_until_done(command("pretrain", world.store, "--out", killed, *flags), [0.1])
     assert struck >= 1, "no kill struck a running process, so nothing was tested"
     same_run(whole, killed)

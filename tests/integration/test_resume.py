@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ehrsequencing.cli.main import main
 from ehrsequencing.errors import CheckpointError, ConfigError
 
 FLAGS = [
@@ -24,6 +25,13 @@ SHORT = ["--set", "model.max_length=64"]
 
 def command(verb: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", "ehrsequencing", verb, *map(str, arguments)]
+
+
+def uninterrupted(verb: str, *arguments: object) -> None:
+    """The same command in this process, writing states once a minute: what a killed run must equal."""
+    with pytest.raises(SystemExit) as ended:
+        main([verb, *map(str, arguments), "--set", "loop.checkpoint_seconds=60"])
+    assert not ended.value.code
 
 
 def run_until_done(args: list[str], kills: list[float]) -> int:
@@ -70,7 +78,7 @@ def same_run(a: Path, b: Path) -> None:
 def test_pretraining_killed_and_resumed_is_bit_identical(world, tmp_path):
     generator = random.Random(0)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command("pretrain", world.store, "--out", whole, *SHORT, *FLAGS), check=True, capture_output=True)
+    uninterrupted("pretrain", world.store, "--out", whole, *SHORT, *FLAGS)
     struck = run_until_done(
         command("pretrain", world.store, "--out", killed, *SHORT, *FLAGS), [generator.uniform(0, 0.6) for _ in range(3)]
     )
@@ -82,7 +90,7 @@ def test_pretraining_killed_and_resumed_is_bit_identical(world, tmp_path):
 def test_lora_killed_and_resumed_is_bit_identical(world, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = (world.store, world.labels, "--from", world.pretrained, "--method", "lora")
-    subprocess.run(command("finetune", *arguments, "--out", whole, *FLAGS), check=True, capture_output=True)
+    uninterrupted("finetune", *arguments, "--out", whole, *FLAGS)
     struck = run_until_done(command("finetune", *arguments, "--out", killed, *FLAGS), [0.05, 0.3])
     assert struck >= 1
     same_run(whole, killed)

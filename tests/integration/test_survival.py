@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 
 import numpy as np
 import polars as pl
@@ -30,7 +29,7 @@ from ehrsequencing.tracking.report import write_report
 from ehrsequencing.training.finetune import finetune
 from ehrsequencing.training.survival import SurvivalPlan
 from tests.integration.conftest import ADAPT, TINY
-from tests.integration.test_resume import FLAGS, command, run_until_done, same_run
+from tests.integration.test_resume import FLAGS, command, run_until_done, same_run, uninterrupted
 
 ONE = {"loop.epochs": 1}
 
@@ -328,7 +327,7 @@ def test_killed_and_resumed_is_bit_identical(world, labels, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ("--set", "survival.loss=cox")
     arguments = (world.store, labels, "--from", world.pretrained, "--method", "lora", *more)
-    subprocess.run(command("finetune", *arguments, "--out", whole, *FLAGS), check=True, capture_output=True)
+    uninterrupted("finetune", *arguments, "--out", whole, *FLAGS)
     struck = run_until_done(command("finetune", *arguments, "--out", killed, *FLAGS), [0.2])
     assert struck >= 1, "no kill struck a running process, so nothing was tested"
     same_run(whole, killed)
