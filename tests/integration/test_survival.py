@@ -163,6 +163,8 @@ def test_evaluate_judges_both_causes_beside_baselines_length_and_oracle(judged):
         for metric in ("c_wolbers", "c_antolini", "ibs", "auc@365", "brier@730"):
             entry = entries[f"{task}/{metric}"]
             assert entry["low"] <= entry["value"] <= entry["high"]
+            assert ("until_days" in entry) == ("@" not in metric)
+        assert entries[f"{task}/ibs"]["until_days"] == int(entries[f"{task}/ibs"]["until_days"]) > 730
         assert any(key.startswith(f"{task}:death/") for key in entries) == (not model.startswith("oracle"))
     assert summary["metrics"]["kaplan_meier"][f"{task}/c_wolbers"]["value"] == 0.5
     compared = {(pair["a"], pair["b"]) for pair in summary["differences"]}
@@ -202,7 +204,7 @@ def test_evaluate_refuses_what_is_of_other_tasks(world, labels, adapted):
         evaluate_run(run, world.store, None, baselines=["xgboost"])
     with pytest.raises(ConfigError, match="recalibration and subgroups are of binary tasks; got a survival task"):
         evaluate_run(run, world.store, None, validation=ValidationOptions("platt"))
-    with pytest.raises(ConfigError, match="horizons to judge at; got 365, 1e[+]06; expected days above 0 and at most"):
+    with pytest.raises(ConfigError, match="horizons to judge at; got 365, 1000000; expected days above 0 and at most"):
         evaluate_run(run, world.store, None, baselines=[], horizons=[365.0, 1e6])
     with pytest.raises(RunError, match="trained with another labels"):
         evaluate_run(run, world.store, world.labels, baselines=[])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from ehrsequencing.baselines.cox import PartialLikelihood, fit_cox, strongest_penalty
+from ehrsequencing.baselines.cox import CoxFit, PartialLikelihood, fit_cox, strongest_penalty
 from ehrsequencing.baselines.fitted import BUDGETS, Progress
 from ehrsequencing.baselines.linear import inverse_deviation
 from ehrsequencing.errors import ConfigError, LabelError, MetricError, ShapeError
@@ -93,7 +93,8 @@ class SurvivalSearch:
     Raises:
         ConfigError: another budget than `BUDGETS`.
         ShapeError: rows and labels, or the columns of the splits, differ.
-        LabelError: a cause without an event in train, or a follow-up of tuning that ends before the second day.
+        LabelError: no event of the first cause in train, a cause beyond `causes`, or a follow-up of tuning that ends
+            before the second day.
     """
 
     def __init__(
@@ -118,12 +119,15 @@ class SurvivalSearch:
         for split, X, rows in (("train", self.X_train, self.train), ("tuning", self.X_tuning, self.held)):
             if rows.shape != (X.shape[0], 2):
                 raise ShapeError(f"the {split} labels", rows.shape, f"({X.shape[0]}, 2)")
-        for cause in range(1, causes + 1):
-            if not (self.train[:, 1] == cause).any():
+            if not ((rows[:, 1] >= 0) & (rows[:, 1] <= causes)).all():
                 raise LabelError(
-                    f"no event of cause {cause} in train", got=f"{len(self.train)} rows", expected="one or more",
-                    remedy="use more subjects, or leave the cause out of the labels",
-                )  # fmt: skip
+                    f"the {split} labels name another cause", got=f"{rows[:, 1].max():g}", expected=f"0 to {causes}"
+                )
+        if not (self.train[:, 1] == 1).any():
+            raise LabelError(
+                "no event of cause 1 in train", got=f"{len(self.train)} rows", expected="one or more",
+                remedy="use more subjects",
+            )  # fmt: skip
         if budget not in BUDGETS:
             raise ConfigError("settings of a baseline", got=budget, expected=" or ".join(map(str, sorted(BUDGETS))))
         uncensored = censoring_curve(self.held[:, 0], self.held[:, 1] > 0).at(self.days) > 0
@@ -137,6 +141,11 @@ class SurvivalSearch:
         self.rows: list[dict[str, Any]] = []
         self._best: tuple[float, dict[str, Any], Hazards] | None = None
         self._started = time.perf_counter()
+
+    def likelihood(self, cause: int) -> PartialLikelihood | None:
+        """Partial likelihood of a cause in train; None where it has no event there, and so no hazard."""
+        events = self.events(cause)
+        return PartialLikelihood(self.train[:, 0], events) if events.any() else None
 
     def events(self, cause: int) -> NDArray[np.bool_]:
         """Whether each row of train had an event of a cause; other causes censor it."""
@@ -210,7 +219,7 @@ def fit_survival_baseline(
     """Fit a survival baseline on train, settings chosen by integrated Brier score on tuning.
 
     With competing causes each cause has a model of its own, for which the others censor (cause-specific hazards), and
-    all causes share one setting.
+    all causes share one setting. A further cause without an event in train has no hazard.
 
     Args:
         name: One of `SURVIVAL_BASELINES`; "kaplan_meier" looks at no feature (Nelson-Aalen per cause).
@@ -252,27 +261,32 @@ def _fit_cox(search: SurvivalSearch) -> FittedSurvival:
     """Cox regression along paths of an elastic net; columns scaled as for logistic regression."""
     scale = inverse_deviation(search.X_train)
     X = sparse.csr_matrix((search.X_train @ scale).astype(np.float64))
-    likelihoods = [PartialLikelihood(search.train[:, 0], search.events(cause)) for cause in range(1, search.causes + 1)]
-    strongest = [strongest_penalty(X, likelihood) for likelihood in likelihoods]
+    found = {cause: search.likelihood(cause) for cause in range(1, search.causes + 1)}
+    likelihoods = {cause: likelihood for cause, likelihood in found.items() if likelihood is not None}
+    strongest = {cause: strongest_penalty(X, likelihood) for cause, likelihood in likelihoods.items()}
+    nothing, never = np.zeros(X.shape[1]), np.zeros(len(search.days))
     grid = PENALTIES[search.budget]
     total = sum(len(strengths) for _, strengths in grid)
     for l1_ratio, strengths in grid:
-        starts: list[Floats | None] = [None] * search.causes
+        fits: dict[int, CoxFit] = {}
         for strength in strengths:
             started = time.perf_counter()
-            fits = [
-                fit_cox(X, likelihood, penalty=strength * top, l1_ratio=l1_ratio, start=start)
-                for likelihood, top, start in zip(likelihoods, strongest, starts, strict=True)
-            ]
-            starts = [fit.weights for fit in fits]
-            weights = [scale @ fit.weights for fit in fits]
+            fits = {
+                cause: fit_cox(
+                    X, likelihood, penalty=strength * strongest[cause], l1_ratio=l1_ratio,
+                    start=fits[cause].weights if cause in fits else None,
+                )
+                for cause, likelihood in likelihoods.items()
+            }  # fmt: skip
+            weights = [scale @ (fits[cause].weights if cause in fits else nothing) for cause in found]
             bases = [
-                likelihood.cumulative_hazard(X @ fit.weights, search.days)
-                for likelihood, fit in zip(likelihoods, fits, strict=True)
+                likelihoods[cause].cumulative_hazard(X @ fits[cause].weights, search.days) if cause in fits else never
+                for cause in found
             ]
             options = {
-                "l1_ratio": l1_ratio, "strength": strength, "kept": int(sum((fit.weights != 0).sum() for fit in fits)),
-                "converged": all(fit.converged for fit in fits),
+                "l1_ratio": l1_ratio, "strength": strength,
+                "kept": sum(int((fit.weights != 0).sum()) for fit in fits.values()),
+                "converged": all(fit.converged for fit in fits.values()),
             }  # fmt: skip
             search.offer(options, proportional(weights, bases), total, time.perf_counter() - started)
     return search.finish("cox")
@@ -300,10 +314,9 @@ def _fit_marginal(search: SurvivalSearch) -> FittedSurvival:
     """The same curves for everyone: Nelson-Aalen per cause."""
     flat = np.zeros(len(search.train))
     started = time.perf_counter()
-    bases = [
-        PartialLikelihood(search.train[:, 0], search.events(cause)).cumulative_hazard(flat, search.days)
-        for cause in range(1, search.causes + 1)
-    ]
+    found = [search.likelihood(cause) for cause in range(1, search.causes + 1)]
+    never = np.zeros(len(search.days))
+    bases = [never if likelihood is None else likelihood.cumulative_hazard(flat, search.days) for likelihood in found]
     nothing = np.zeros(search.X_train.shape[1])
     search.offer({}, proportional([nothing] * search.causes, bases), 1, time.perf_counter() - started)
     return search.finish("kaplan_meier")

@@ -11,7 +11,6 @@ import xgboost as xgb
 from numpy.typing import NDArray
 from scipy import sparse, special, stats
 
-from ehrsequencing.baselines.cox import PartialLikelihood
 from ehrsequencing.baselines.survival import FittedSurvival, Floats, Hazards, SurvivalSearch, scored_hazards
 from ehrsequencing.baselines.trees import BOOSTING_BINS, BOOSTING_PATIENCE, BOOSTING_ROUNDS
 from ehrsequencing.errors import ConfigError
@@ -38,6 +37,7 @@ BOOSTING_GRID: tuple[Options, ...] = (
     {"max_depth": 8, "learning_rate": 0.05, "min_child_weight": 50},
 )
 BOOSTING_PLACES = {12: range(12), 8: range(8), 4: range(4)}
+UNWATCHED_ROUNDS = 50
 AFT_SCALES = (1.0, 1.6, 2.4)
 AFT_DISTRIBUTIONS = ("normal", "logistic", "extreme")
 
@@ -69,8 +69,11 @@ def fit_survival_forest(search: SurvivalSearch) -> FittedSurvival:
     share = min(1.0, FOREST_ROWS / len(train))
 
     def grow(options: Options, trees: int) -> Hazards:
-        forests = []
+        forests: list[Any] = []
         for cause in range(1, search.causes + 1):
+            if not (search.events(cause) & ~beyond).any():
+                forests.append(None)
+                continue
             outcome = np.zeros(len(train), dtype=[("event", bool), ("time", float)])
             outcome["event"], outcome["time"] = search.events(cause) & ~beyond, time_days
             forest = RandomSurvivalForest(
@@ -105,6 +108,8 @@ def _forest_hazards(forests: list[Any], columns: NDArray[np.int64], days: Floats
         rows = X[:, columns].toarray()
         found = np.zeros((X.shape[0], len(forests), len(days)))
         for cause, forest in enumerate(forests):
+            if forest is None:
+                continue
             steps = forest.predict_cumulative_hazard_function(rows, return_array=True)
             rising = np.concatenate((np.zeros((len(rows), 1)), steps), axis=1)
             found[:, cause] = rising[:, np.searchsorted(forest.unique_times_, days, side="right")]
@@ -123,8 +128,9 @@ def fit_xgboost_cox(search: SurvivalSearch) -> FittedSurvival:
             signed = [np.where(rows[:, 1] == cause, rows[:, 0], -rows[:, 0]) for rows in (search.train, search.held)]
             booster = _train(search, options | {"objective": "survival:cox", "eval_metric": "cox-nloglik"}, *signed)
             score = _margin(booster, search.X_train)
-            likelihood = PartialLikelihood(search.train[:, 0], search.events(cause))
-            bases.append(likelihood.cumulative_hazard(score, search.days))
+            likelihood = search.likelihood(cause)
+            never = np.zeros(len(search.days))
+            bases.append(never if likelihood is None else likelihood.cumulative_hazard(score, search.days))
             boosters.append(booster)
 
         def hazards(X: sparse.csr_matrix) -> tuple[Floats, Floats | None]:
@@ -158,6 +164,7 @@ def fit_xgboost_aft(search: SurvivalSearch) -> FittedSurvival:
         def hazards(X: sparse.csr_matrix) -> tuple[Floats, Floats | None]:
             margins = [_margin(booster, X) for booster in boosters]
             found = np.stack([_aft_hazard(name, scale, margin, search.days) for margin in margins], axis=1)
+            found[:, [not search.events(cause).any() for cause in range(1, search.causes + 1)]] = 0
             return found, -margins[0] if len(margins) == 1 else None
 
         return hazards, [booster.best_iteration + 1 for booster in boosters], time.perf_counter() - started
@@ -190,7 +197,11 @@ def _boosted(search: SurvivalSearch, grid: list[Options], boost: Any, name: str)
 
 
 def _train(search: SurvivalSearch, options: Options, train: Any, tuning: Any) -> xgb.Booster:
-    """Boost until tuning no longer improves; labels are signed durations, or pairs of bounds."""
+    """Boost until tuning no longer improves; labels are signed durations, or pairs of bounds.
+
+    Without an event of the cause in tuning nothing says when to stop: then for `UNWATCHED_ROUNDS`.
+    """
+    watched = bool((np.isfinite(tuning[1]) if isinstance(tuning, tuple) else tuning > 0).any())
     matrices = []
     for X, label in ((search.X_train, train), (search.X_tuning, tuning)):
         matrix = xgb.DMatrix(X, nthread=1)
@@ -200,14 +211,17 @@ def _train(search: SurvivalSearch, options: Options, train: Any, tuning: Any) ->
         else:
             matrix.set_label(label)
         matrices.append(matrix)
-    return xgb.train(
+    booster = xgb.train(
         {
             **options, "tree_method": "hist", "max_bin": BOOSTING_BINS, "subsample": 0.8, "colsample_bytree": 0.5,
             "nthread": 1, "seed": search.seed,
         },
-        matrices[0], BOOSTING_ROUNDS, evals=[(matrices[1], "tuning")], early_stopping_rounds=BOOSTING_PATIENCE,
-        verbose_eval=False,
+        matrices[0], BOOSTING_ROUNDS if watched else UNWATCHED_ROUNDS, evals=[(matrices[1], "tuning")],
+        early_stopping_rounds=BOOSTING_PATIENCE if watched else None, verbose_eval=False,
     )  # fmt: skip
+    if not watched:
+        booster.set_attr(best_iteration=str(UNWATCHED_ROUNDS - 1))
+    return booster
 
 
 def _margin(booster: xgb.Booster, X: sparse.csr_matrix) -> Floats:

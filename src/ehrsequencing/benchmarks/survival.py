@@ -20,6 +20,7 @@ from ehrsequencing.data.sequences import Examples
 from ehrsequencing.data.store import TokenStore
 from ehrsequencing.errors import ConfigError, LabelError, MetricError
 from ehrsequencing.evaluation.predict import example_keys
+from ehrsequencing.evaluation.prediction_table import day_name
 from ehrsequencing.evaluation.survival_bootstrap import evaluate_survival, survival_difference
 from ehrsequencing.evaluation.survival_calibration import calibration_groups, d_calibration
 from ehrsequencing.evaluation.survival_curves import aalen_johansen, censoring_curve, kaplan_meier
@@ -109,6 +110,8 @@ def judge_survival(
                     notes.append(f"{key}/{metric} is left out: {problem}")
                     continue
                 entry = {k: v for k, v in found[metric].to_dict().items() if k != "redrawn"}
+                if "@" not in metric:
+                    entry["until_days"] = last
                 metrics[arm.name][f"{key}/{metric}"] = entry
             progress(f"bootstrap {key}", done + 1, len(judged))
         for metric in (leading(len(causes)), *PAIRED):
@@ -134,7 +137,7 @@ def judge_survival(
 def metric_names(causes: int, horizons: Sequence[float]) -> list[str]:
     """Figures of a task: concordances, the integrated Brier score, and AUC, Brier score and ICI at each horizon."""
     over_time = [*(("c_harrell", "c_uno") if causes == 1 else ("c_wolbers",)), "c_antolini", "ibs"]
-    return over_time + [f"{name}@{days:g}" for name in ("auc", "brier", "ici") for days in horizons]
+    return over_time + [f"{name}@{day_name(days)}" for name in ("auc", "brier", "ici") for days in horizons]
 
 
 def leading(causes: int) -> str:
@@ -143,26 +146,26 @@ def leading(causes: int) -> str:
 
 
 def judged_until(arms: Sequence[Arm], examples: Mapping[str, Examples]) -> float:
-    """Last day of all figures: within every run's grid and the follow-up of train, tuning and held-out.
+    """Last day of all figures, a whole one where it can be: within every run's grid and the follow-up of all splits.
 
     Raises:
-        LabelError: there is none.
+        LabelError: train has no event until then.
     """
-    train = np.asarray(examples["train"].target)
-    events = np.unique(train[train[:, 1] > 0, 0])
+    ends = [float(prediction.days[-1]) for arm in arms for prediction in arm.held_out]
     for split in SPLITS:
         rows = np.asarray(examples[split].target)
-        least = FEWEST_UNCENSORED if split == "train" else 0.0
-        events = events[censoring_curve(rows[:, 0], rows[:, 1] > 0).at(events) > least]
-        events = events[events <= rows[:, 0].max()]
-    for arm in arms:
-        events = events[events <= min(prediction.days[-1] for prediction in arm.held_out)]
-    if not len(events):
+        curve = censoring_curve(rows[:, 0], rows[:, 1] > 0)
+        few = curve.value <= (FEWEST_UNCENSORED if split == "train" else 0.0)
+        # On the day itself too many have left; until the day before they are there.
+        ends.append(float(np.nextafter(curve.days[few][0], 0)) if few.any() else float(rows[:, 0].max()))
+    last = float(np.floor(min(ends))) or min(ends)
+    train = np.asarray(examples["train"].target)
+    if not ((train[:, 1] > 0) & (train[:, 0] <= last)).any():
         raise LabelError(
-            "no event of train lies where everybody could be judged", got=f"{int((train[:, 1] > 0).sum())} events",
+            "no event of train lies where everybody could be judged", got=f"{last:g} days",
             remedy="use more subjects, a longer follow-up or a longer grid",
         )  # fmt: skip
-    return float(events[-1])
+    return last
 
 
 def checked_days(horizons: Sequence[float], train: Examples, last: float) -> list[float]:
@@ -175,8 +178,9 @@ def checked_days(horizons: Sequence[float], train: Examples, last: float) -> lis
         asked = sorted({float(days) for days in horizons})
         if not (asked[0] > 0 and asked[-1] <= last):
             raise ConfigError(
-                "horizons to judge at", got=", ".join(f"{days:g}" for days in asked),
-                expected=f"days above 0 and at most {last:g}, where followed subjects and the runs' grids end",
+                "horizons to judge at", got=", ".join(day_name(days) for days in asked),
+                expected=f"days above 0 and at most {day_name(last)}, by which enough are still followed and the runs' "
+                "grids reach",
             )  # fmt: skip
         return asked
     rows = np.asarray(train.target)
@@ -258,7 +262,7 @@ def sections(
             },
         }
     calibration = {
-        f"{days:g}": {
+        day_name(days): {
             arm.name: [
                 {key: point[key] for key in ("predicted", "observed", "low", "high")} | {"n": int(point["n"] or 0)}
                 for point in calibration_groups(
@@ -274,7 +278,9 @@ def sections(
     tests = []
     for arm in arms:
         if arm.held_out[0].causes == len(causes):
-            found = d_calibration(duration, cause > 0, arm.held_out[0])
+            # A curve that answers for longer has more to be wrong about: all of them until the same day.
+            until = arm.held_out[0].at([*arm.held_out[0].days[arm.held_out[0].days < last], last])
+            found = d_calibration(duration, cause > 0, until)
             tests.append({"model": arm.name, "statistic": found.statistic, "p": found.p})
     return {"incidence": incidences, "calibration": calibration, "d_calibration": tests}
 
@@ -299,9 +305,9 @@ def curve_columns(
 ) -> dict[str, np.ndarray]:
     """Survival and cumulative incidence at some days, float [n], by `survival@DAYS` and `CAUSE@DAYS`."""
     at = prediction.at(days)
-    found = {f"{prefix}survival@{day:g}": at.survival[:, place] for place, day in enumerate(days)}
+    found = {f"{prefix}survival@{day_name(day)}": at.survival[:, place] for place, day in enumerate(days)}
     for number, cause in enumerate(causes[: prediction.causes]):
-        found |= {f"{prefix}{cause}@{day:g}": at.incidence[:, number, place] for place, day in enumerate(days)}
+        found |= {f"{prefix}{cause}@{day_name(day)}": at.incidence[:, number, place] for place, day in enumerate(days)}
     return found
 
 

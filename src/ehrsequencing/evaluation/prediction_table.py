@@ -31,6 +31,15 @@ def folder_hash(folder: Path) -> str:
     )
 
 
+def day_name(days: float) -> str:
+    """A number of days as keys and columns name it: no digit is lost.
+
+    >>> day_name(365.0), day_name(1000.001)
+    ('365', '1000.001')
+    """
+    return str(int(days)) if days == int(days) else repr(float(days))
+
+
 def parse_days(text: str) -> list[float]:
     """Days of `--at`, ascending.
 
@@ -144,8 +153,8 @@ def _curves(
     found = predict_survival(model, store, split, examples, progress=progress).at(days)
     columns: dict[str, np.ndarray] = {}
     for place, day in enumerate(days):
-        columns[f"survival@{day:g}"] = found.survival[:, place]
-        columns |= {f"{name}@{day:g}": found.incidence[:, cause, place] for cause, name in enumerate(causes)}
+        columns[f"survival@{day_name(day)}"] = found.survival[:, place]
+        columns |= {f"{name}@{day_name(day)}": found.incidence[:, cause, place] for cause, name in enumerate(causes)}
     return pl.DataFrame({**example_keys(examples), **columns})
 
 

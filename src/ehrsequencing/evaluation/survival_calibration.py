@@ -260,7 +260,9 @@ class Smoothed:
         found = np.full(weights.shape, np.nan)
         for row, own in enumerate(weighed):
             if np.isfinite(own).all() and own @ self._case > 0 and own @ self._others > 0:
-                found[row] = -np.expm1(-np.exp(self._design @ _fit_cloglog(self._design, self._case, own)))
+                fitted = self._design @ _fit_cloglog(self._design, self._case, own)
+                # exp(-exp(50)) is 0 in every respect.
+                found[row] = -np.expm1(-np.exp(np.minimum(fitted, 50.0)))
         return found
 
     def __call__(self, weights: Array) -> Array:

@@ -45,7 +45,7 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 
 METRIC_FIELDS = (
     "value", "low", "high", "n", "positives", "subjects", "categories", "seeds", "redrawn", "subject_sd", "seed_sd",
-    "higher_is_better",
+    "higher_is_better", "until_days",
 )  # fmt: skip
 
 ORACLE = "oracle: "

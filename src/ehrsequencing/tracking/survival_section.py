@@ -97,6 +97,6 @@ def _d_calibration(found: Survival, names: Names) -> Html | None:
         [names.get(model, model), format_number(rows[model].statistic, 1), format_number(rows[model].p)]
         for model in in_order(set(rows), names, rows)
     ]
-    made = table("D-calibration over all of follow-up", ["Model", "Chi-square", "p"], body)
+    made = table("D-calibration until the last day judged", ["Model", "Chi-square", "p"], body)
     note = "A small p says that the predicted survival at the events is not spread evenly: the curves are off."
     return join([made, element("p", note, class_="note")])

@@ -195,7 +195,7 @@ def survival_examples(
             what = "nobody was watched for longer than the first event took" if len(events) else f"no {causes[0]}"
             raise LabelError(
                 f"{source}: split {split} has no pair of subjects to compare", got=f"{what}, of {len(rows)}",
-                expected=f"an {causes[0]}, and somebody watched beyond it",
+                expected=f"a subject with {causes[0]}, and another who was watched beyond it",
                 remedy="choose a longer follow-up, another task or more subjects",
             )  # fmt: skip
         if split == "train":

@@ -28,6 +28,9 @@ from ehrsequencing.training.objectives import START_GAIN
 from ehrsequencing.training.plans import Totals, fixed_batches, targets_of
 from ehrsequencing.training.runs import load_base, new_survival_model
 
+LONGEST_DAYS = 100_000
+"""What `survival.horizon_days` may be at most, too."""
+
 
 def fit_grid(
     durations: np.ndarray, cause: np.ndarray, options: SurvivalOptions, horizon_days: float | None = None
@@ -97,6 +100,11 @@ class SurvivalGoal:
                     f"{int(late.sum()):,} of {len(days):,} durations of {split} lie beyond the grid's end at "
                     f"{self.edges[-1]:g} days and are censored there; {int((late & (cause > 0)).sum()):,} were events"
                 )
+        if self.edges[-1] > LONGEST_DAYS:
+            raise LabelError(
+                "durations of train are longer than any follow-up", got=f"{self.edges[-1]:g} days",
+                expected=f"at most {LONGEST_DAYS:,}", remedy="give durations in days, or set survival.horizon_days",
+            )  # fmt: skip
         of_visits = config.survival.reading == "visits"
         loss = config.survival.loss
         resolved = config.survival.model_dump() | {

@@ -63,6 +63,19 @@ def test_competing_causes_are_told_apart(name):
             assert soon[high].mean() > soon[low].mean() + 0.2
 
 
+@pytest.mark.parametrize("name", SURVIVAL_BASELINES)
+@pytest.mark.parametrize("absent", ["everywhere", "tuning"])
+def test_a_further_cause_without_events_has_no_hazard_and_one_without_them_on_tuning_has(name, absent):
+    X, y = cohort(causes=2)
+    train, tuning = y[:300].copy(), y[300:].copy()
+    for rows in (train, tuning) if absent == "everywhere" else (tuning,):
+        rows[rows[:, 1] == 2, 1] = 0
+    options = {"days": DAYS, "causes": 2, "budget": 4, "threads": 1}
+    prediction = fit_survival_baseline(name, X[:300], train, X[300:], tuning, **options).predict(X)
+    assert prediction.incidence[:, 0, -1].mean() > 0.1
+    assert (prediction.incidence[:, 1] == 0).all() == (absent == "everywhere")
+
+
 def test_survival_from_hazards_shares_what_is_lost_by_the_growth_of_each():
     prediction = from_hazards([1, 2], [[[0.1, 0.1], [0.3, 0.5]]])
     assert prediction.survival[0] == pytest.approx(np.exp([-0.4, -0.6]))
@@ -84,8 +97,10 @@ def test_refusals():
         fit("deep")
     with pytest.raises(ConfigError, match="settings of a baseline; got 5; expected 4 or 8 or 12"):
         fit("cox", budget=5)
-    with pytest.raises(LabelError, match="no event of cause 2 in train; got 300 rows"):
-        fit_survival_baseline("cox", X[:300], y[:300], X[300:], y[300:], days=DAYS, causes=2)
+    with pytest.raises(LabelError, match="no event of cause 1 in train; got 300 rows"):
+        fit_survival_baseline("cox", X[:300], y[:300] * [1, 0], X[300:], y[300:], days=DAYS)
+    with pytest.raises(LabelError, match="the tuning labels name another cause; got 3; expected 0 to 1"):
+        fit_survival_baseline("cox", X[:300], y[:300], X[300:], y[300:] * [1, 3], days=DAYS)
     with pytest.raises(ShapeError, match=r"the train labels has the wrong shape or range; got \(399, 2\)"):
         fit_survival_baseline("cox", X, y[:399], X, y, days=DAYS)
     with pytest.raises(ShapeError, match=r"the feature matrix has the wrong shape or range; got \(400, 5\)"):
