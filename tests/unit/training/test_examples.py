@@ -138,7 +138,7 @@ def changed(position: int, *row):
         (
             [*DAYS[:3], (11, 1, 5.0), *DAYS[5:]],
             {},
-            "split tuning .* nobody was watched for longer .*, of 1; expected an",
+            "split tuning .* nobody was watched for longer .*, of 1; expected a subject with event, and another",
         ),
         (
             changed(4, 12, 1, 5.0),
