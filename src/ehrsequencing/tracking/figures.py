@@ -99,7 +99,9 @@ def _curve_series(curves_of: Mapping[str, Curve], names: Names) -> list[Series]:
     ]
 
 
-def calibration(bins: Mapping[str, Sequence[CalibrationPoint]], names: Names) -> Html | None:
+def calibration(
+    bins: Mapping[str, Sequence[CalibrationPoint]], names: Names, x_label: str = "Predicted risk"
+) -> Html | None:
     """Predicted against observed risk, one chart per model on one scale."""
     bins = {model: points for model, points in bins.items() if points}
     if not bins:
@@ -120,7 +122,7 @@ def calibration(bins: Mapping[str, Sequence[CalibrationPoint]], names: Names) ->
             line_chart(
                 names.get(model, model),
                 [series],
-                "Predicted risk",
+                x_label,
                 "Observed share",
                 x_range=(0, end),
                 y_range=(0, end),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ehrsequencing.tracking.figures import Metrics, Names, in_order
+from ehrsequencing.tracking.figures import Metrics, Names, calibration, in_order
 from ehrsequencing.tracking.html import Html, element, join, table
 from ehrsequencing.tracking.report_data import Survival
 from ehrsequencing.tracking.summary import format_number, split_key
-from ehrsequencing.tracking.svg import SMALL, Series, line_chart
+from ehrsequencing.tracking.svg import Series, line_chart
 from ehrsequencing.tracking.words import metric_name
 
 _BY_HORIZON = ("auc", "brier", "ici")
@@ -64,28 +64,8 @@ def _by_horizon(metrics: Metrics, names: Names) -> Html | None:
 def _calibration(found: Survival, names: Names) -> Html | None:
     parts: list[Html] = []
     for days, bins in found.calibration.items():
-        drawn = {model: points for model, points in bins.items() if points}
-        if not drawn:
-            continue
-        tops = [max(p.predicted, p.observed, p.high or 0.0) for points in drawn.values() for p in points]
-        end = min(1.0, 1.05 * max(tops)) or 1.0
-        charts = []
-        for model in in_order(set(drawn), names, drawn):
-            points = sorted(drawn[model], key=lambda point: point.predicted)
-            series = Series(
-                names.get(model, model),
-                [(point.predicted, point.observed) for point in points],
-                [(point.low, point.high) for point in points],
-                dots=True,
-                line=False,
-            )
-            charts.append(
-                line_chart(
-                    names.get(model, model), [series], f"Predicted by day {days}", "Observed", x_range=(0, end),
-                    y_range=(0, end), diagonal=True, width=SMALL,
-                )
-            )  # fmt: skip
-        parts += [element("h3", f"Calibration at {days} days"), element("div", *charts, class_="charts")]
+        charts = calibration(bins, names, f"Predicted by day {days}")
+        parts += [] if charts is None else [element("h3", f"Calibration at {days} days"), charts]
     return join(parts) if parts else None
 
 
